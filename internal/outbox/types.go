@@ -85,9 +85,10 @@ type Publication struct {
 	At         time.Time
 	Topic      string
 	Placements []Placement
+	Watermark  WatermarkPosition // of the watermark that proves it; zero if there is none
 }
 
-// Stats is a consistent view of the counters; it costs no I/O.
+// Stats is a consistent view of the counters.
 type Stats struct {
 	ID             uuid.UUID // of the outbox: the transactional ID derives from it
 	PendingRows    int64

@@ -1,0 +1,70 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// ErrBroken ends the process: what is on disk is unknown until a new process
+// opens the file anew (see isFailedSync).
+var ErrBroken = errors.New("the outbox must be opened anew")
+
+// judge turns an error of SQLite into one that callers decide by, and records
+// what must outlive the call: a failed fsync (the process ends) and damage
+// (intake and publishing stop until a person has looked).
+func (o *Outbox) judge(err error) error {
+	switch {
+	case err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrNotParked):
+		return err
+	case isFailedSync(err):
+		err = fmt.Errorf("%w: an fsync failed: %w", ErrBroken, err)
+		o.fatal.CompareAndSwap(nil, &err)
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case isDamage(err):
+		o.setDamage(err.Error())
+		return fmt.Errorf("%w: the file is damaged: %w", ErrUnavailable, err)
+	case isDiskFull(err):
+		o.walTooLong.Store(true) // a checkpoint may give the WAL's room back
+		return fmt.Errorf("%w: no space on the disk: %w", ErrFull, err)
+	default:
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+}
+
+// tolerate logs an error of a background task, which will come round again, and
+// returns only what must end the process.
+func (o *Outbox) tolerate(ctx context.Context, msg string, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return o.fatalError()
+	}
+	if e := o.judge(err); o.fatalError() == nil {
+		o.log.Error(msg, "error", e)
+	}
+	return o.fatalError()
+}
+
+func (o *Outbox) fatalError() error {
+	if p := o.fatal.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+func (o *Outbox) setDamage(what string) {
+	text := what + "; stop the sidecar and run `sidecar outbox check`, then `sidecar outbox recover`, with --data-dir " + o.opts.Dir
+	if o.damage.CompareAndSwap(nil, &text) {
+		o.log.Error("the outbox is damaged: intake and publishing are stopped", "reason", text)
+	}
+}
+
+// usable returns why nothing may be read for publishing or written.
+func (o *Outbox) usable() error {
+	if p := o.damage.Load(); p != nil {
+		return fmt.Errorf("%w: %s", ErrUnavailable, *p)
+	}
+	if err := o.fatalError(); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return nil
+}
