@@ -1,0 +1,169 @@
+package ipc
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"workflow-results-sidecar/internal/outbox"
+	"workflow-results-sidecar/internal/result"
+)
+
+const maxBatchLines = 4096
+
+// line is the answer to one line of a batch.
+type line struct {
+	Line   int `json:"line"` // of the request, from 1
+	Status int `json:"status"`
+	*receipt
+	Problem *problem `json:"problem,omitempty"`
+}
+
+// batch is a parsed NDJSON body: the valid results, and an answer for each line.
+type batch struct {
+	lines   []line
+	results []result.Result
+	at      []int // results[i] answers lines[at[i]]
+}
+
+// postBatch takes NDJSON and answers a line for each, in order; the valid ones
+// share one commit. The answer as a whole is 200, or a problem if none was stored.
+func (s *Server) postBatch(w http.ResponseWriter, r *http.Request) {
+	wait, err := s.waitOf(r.URL.Query())
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	release, err := s.admitWaiter(wait)
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	defer release()
+	body, err := s.readBody(w, r, "application/x-ndjson", "batch", s.opts.MaxBatchBytes)
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	b, err := s.acceptBatch(r, body.Bytes(), wait, w)
+	s.done(body, err)
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	b.write(w)
+}
+
+func (s *Server) acceptBatch(r *http.Request, data []byte, wait time.Duration, w http.ResponseWriter) (*batch, error) {
+	b, err := s.parseBatch(data, r.Header)
+	if err != nil {
+		return nil, err
+	}
+	outs, err := s.opts.Store.Append(r.Context(), b.results)
+	if err != nil {
+		return nil, err
+	}
+	for i, out := range outs {
+		s.count(out)
+		b.answer(i, out, s)
+	}
+	if wait > 0 {
+		extendDeadline(w, wait)
+		return b, s.waitBatch(r.Context(), b, outs, wait)
+	}
+	return b, nil
+}
+
+func (s *Server) parseBatch(data []byte, h http.Header) (*batch, error) {
+	var b batch
+	parent, state := traceContext(h)
+	number := 0
+	for text := range bytes.Lines(data) {
+		number++
+		text = bytes.TrimRight(text, "\r\n")
+		if len(bytes.TrimSpace(text)) == 0 {
+			continue
+		}
+		if len(b.lines) == maxBatchLines {
+			return nil, newProblem(http.StatusRequestEntityTooLarge, "too-many-lines", "too many lines", "a batch may have 4096 lines")
+		}
+		res, err := s.decodeLine(text)
+		b.lines = append(b.lines, line{Line: number})
+		if err != nil {
+			b.fail(len(b.lines)-1, err, s)
+			continue
+		}
+		res.TraceParent, res.TraceState = parent, state
+		b.results = append(b.results, res)
+		b.at = append(b.at, len(b.lines)-1)
+	}
+	return &b, nil
+}
+
+func (s *Server) decodeLine(text []byte) (result.Result, error) {
+	if limit := s.opts.MaxResultBytes(); int64(len(text)) > limit {
+		return result.Result{}, tooLarge("result", int64(len(text)), limit)
+	}
+	return result.Decode(text, s.opts.Now())
+}
+
+func (b *batch) fail(i int, err error, s *Server) {
+	p := problemOf(err)
+	b.lines[i].Status, b.lines[i].Problem = p.Status, p
+	s.note(p, err)
+}
+
+func (b *batch) answer(i int, out outbox.Outcome, s *Server) {
+	if out.Err != nil {
+		b.fail(b.at[i], out.Err, s)
+		return
+	}
+	l := &b.lines[b.at[i]]
+	rc := receiptOf(out.Entry, out.Duplicate)
+	l.Status, l.receipt = http.StatusCreated, &rc
+	if out.Duplicate {
+		l.Status = http.StatusOK
+	}
+}
+
+// waitBatch waits for all accepted lines, within one time-out.
+func (s *Server) waitBatch(ctx context.Context, b *batch, outs []outbox.Outcome, wait time.Duration) error {
+	deadline := time.Now().Add(wait)
+	for i, out := range outs {
+		if out.Err != nil {
+			continue
+		}
+		e, err := s.waitPublished(ctx, out.Entry, max(time.Until(deadline), time.Millisecond))
+		if err != nil && errors.Is(err, ctx.Err()) {
+			return err
+		}
+		l := &b.lines[b.at[i]]
+		if err != nil {
+			l.receipt = nil
+			b.fail(b.at[i], err, s)
+			continue
+		}
+		rc := receiptOf(e, out.Duplicate)
+		l.receipt = &rc
+		switch e.State {
+		case outbox.Pending:
+			l.Status = http.StatusAccepted
+		case outbox.Parked:
+			l.Status = http.StatusOK
+		}
+	}
+	return nil
+}
+
+func (b *batch) write(w http.ResponseWriter) {
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	for i := range b.lines {
+		_ = enc.Encode(&b.lines[i]) // numbers and strings into memory: cannot fail
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	_, _ = w.Write(out.Bytes()) // a client that is gone is no error of ours
+}

@@ -1,0 +1,366 @@
+package ipc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"workflow-results-sidecar/internal/outbox"
+	"workflow-results-sidecar/internal/result"
+)
+
+// postResult takes one event: 201 after its commit is on disk.
+func (s *Server) postResult(w http.ResponseWriter, r *http.Request) {
+	wait, err := s.waitOf(r.URL.Query())
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	release, err := s.admitWaiter(wait)
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	defer release()
+	body, err := s.readBody(w, r, "application/json", "result", s.opts.MaxResultBytes())
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	out, err := s.accept(r.Context(), body.Bytes(), r.Header)
+	s.done(body, err)
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	s.answer(w, r, out, wait)
+}
+
+// accept decodes one event and appends it.
+func (s *Server) accept(ctx context.Context, data []byte, h http.Header) (outbox.Outcome, error) {
+	res, err := result.Decode(data, s.opts.Now())
+	if err != nil {
+		return outbox.Outcome{}, err
+	}
+	res.TraceParent, res.TraceState = traceContext(h)
+	outs, err := s.opts.Store.Append(ctx, []result.Result{res})
+	if err != nil {
+		return outbox.Outcome{}, err
+	}
+	s.count(outs[0])
+	return outs[0], outs[0].Err
+}
+
+func (s *Server) count(out outbox.Outcome) {
+	switch {
+	case out.Err != nil:
+	case out.Duplicate:
+		s.opts.Metrics.Duplicates.Inc()
+	default:
+		s.opts.Metrics.Accepted.Inc()
+	}
+}
+
+// answer tells what became of an appended event, after waiting if asked to.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, out outbox.Outcome, wait time.Duration) {
+	status := http.StatusCreated
+	if out.Duplicate {
+		status = http.StatusOK
+	}
+	if wait == 0 {
+		writeReceipt(w, status, receiptOf(out.Entry, out.Duplicate))
+		return
+	}
+	extendDeadline(w, wait)
+	e, err := s.waitPublished(r.Context(), out.Entry, wait)
+	switch {
+	case err != nil:
+		s.refuse(w, err)
+		return
+	case e.State == outbox.Pending:
+		status = http.StatusAccepted
+	case e.State == outbox.Parked:
+		status = http.StatusOK
+	}
+	writeReceipt(w, status, receiptOf(e, out.Duplicate))
+}
+
+// extendDeadline keeps the answer from falling to the write time-out.
+func extendDeadline(w http.ResponseWriter, wait time.Duration) {
+	rc := http.NewResponseController(w)
+	deadline := time.Now().Add(wait + writeTimeout)
+	_ = errors.Join(rc.SetReadDeadline(deadline), rc.SetWriteDeadline(deadline)) // net/http supports both on every connection of ours
+}
+
+// waitPublished returns the entry once it is published or parked, or as pending
+// when the time is over.
+func (s *Server) waitPublished(ctx context.Context, e outbox.Entry, wait time.Duration) (outbox.Entry, error) {
+	waiting, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	got, err := s.opts.Store.WaitPublished(waiting, e.EventID)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return e, nil // held and not yet published: its state is still pending
+	}
+	return got, err
+}
+
+func writeReceipt(w http.ResponseWriter, status int, rc receipt) {
+	if rc.Topic != nil || rc.Reason != "" {
+		writeJSON(w, status, rc)
+		return
+	}
+	b := make([]byte, 0, 128) // by hand: this is the hot path
+	b = append(b, `{"event_id":"`...)
+	b = append(b, rc.EventID.String()...)
+	b = append(b, `","seq":`...)
+	b = strconv.AppendInt(b, rc.Seq, 10)
+	b = append(b, `,"state":"`...)
+	b = append(b, rc.State...)
+	b = append(b, `","duplicate":`...)
+	b = strconv.AppendBool(b, rc.Duplicate)
+	b = append(b, "}\n"...)
+	w.Header()["Content-Type"] = jsonType
+	w.WriteHeader(status)
+	_, _ = w.Write(b) // a client that is gone is no error of ours
+}
+
+var jsonType = []string{"application/json"}
+
+// body is a request body in memory; bytes of the in-flight bound are its.
+type body struct {
+	bytes.Buffer
+	weight int64
+}
+
+var bodies = sync.Pool{New: func() any { return new(body) }}
+
+// readBody reads the whole body, within the limit of one request and of all.
+func (s *Server) readBody(w http.ResponseWriter, r *http.Request, mediaType, what string, limit int64) (*body, error) {
+	if err := checkMediaType(r, mediaType); err != nil {
+		return nil, err
+	}
+	if r.ContentLength > limit {
+		return nil, tooLarge(what, r.ContentLength, limit)
+	}
+	weight := r.ContentLength
+	if weight < 0 {
+		weight = limit // unknown: it may be as large as allowed
+	}
+	if !s.bodies.TryAcquire(weight) {
+		return nil, newProblem(http.StatusServiceUnavailable, "busy", "busy", "too many bytes of requests are in memory: send it again with the same event_id").after(1)
+	}
+	b := bodies.Get().(*body)
+	b.weight = weight
+	b.Reset()
+	if _, err := b.ReadFrom(http.MaxBytesReader(w, r.Body, limit)); err != nil {
+		s.done(b, nil)
+		return nil, readError(err)
+	}
+	return b, nil
+}
+
+func readError(err error) error {
+	var large *http.MaxBytesError
+	if errors.As(err, &large) {
+		return err
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return newProblem(http.StatusBadRequest, "incomplete", "incomplete body", "the body ended before its announced length")
+	}
+	return newProblem(http.StatusRequestTimeout, "slow", "the body did not arrive", "the body was not complete in time or is malformed; nothing was stored: send it again")
+}
+
+// done gives a body back. After a cancelled Append the writer may still read
+// it, so its memory is left to the garbage collector.
+func (s *Server) done(b *body, err error) {
+	s.bodies.Release(b.weight)
+	const keep = 64 << 10 // large ones are rare and would stay for ever
+	if b.Cap() <= keep && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		bodies.Put(b)
+	}
+}
+
+func checkMediaType(r *http.Request, want string) error {
+	got := r.Header.Get("Content-Type")
+	if got == want {
+		return nil
+	}
+	t, params, err := mime.ParseMediaType(got)
+	charset := params["charset"]
+	if err == nil && t == want && (charset == "" || charset == "utf-8" || charset == "UTF-8") {
+		return nil
+	}
+	return newProblem(http.StatusUnsupportedMediaType, "media-type", "unsupported media type", "Content-Type must be "+want)
+}
+
+// waitOf reads ?wait=published&timeout=10s; 0 is no wait.
+func (s *Server) waitOf(q url.Values) (time.Duration, error) {
+	if len(q) == 0 {
+		return 0, nil
+	}
+	for name, values := range q {
+		if name != "wait" && name != "timeout" || len(values) != 1 {
+			return 0, badQuery("only wait=published and timeout=, once each, are known here; got %q", name)
+		}
+	}
+	if q.Get("wait") != "published" {
+		return 0, badQuery("wait must be published")
+	}
+	wait := 10 * time.Second
+	if text := q.Get("timeout"); text != "" {
+		var err error
+		if wait, err = time.ParseDuration(text); err != nil || wait <= 0 || wait > s.opts.MaxWait {
+			return 0, badQuery("timeout must be a duration such as 10s, above 0 and up to %s", s.opts.MaxWait)
+		}
+	}
+	return wait, nil
+}
+
+// admitWaiter bounds how many requests wait for publication. It comes before
+// the commit, so that a refusal means "not stored".
+func (s *Server) admitWaiter(wait time.Duration) (release func(), err error) {
+	if wait == 0 {
+		return func() {}, nil
+	}
+	if !s.waiters.TryAcquire(1) {
+		return nil, newProblem(http.StatusTooManyRequests, "too-many-waiters", "too many requests wait for publication", "nothing was stored: send it again, or without wait=published").after(1)
+	}
+	return func() { s.waiters.Release(1) }, nil
+}
+
+// getResult tells the state of one result.
+func (s *Server) getResult(w http.ResponseWriter, r *http.Request, id uuid.UUID) {
+	withPayload, err := s.payloadWanted(r.URL.Query())
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	e, err := s.opts.Store.Get(r.Context(), id)
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	v := viewOf(e)
+	if withPayload {
+		if v.Result, err = s.opts.Store.Payload(r.Context(), id); err != nil {
+			s.refuse(w, err)
+			return
+		}
+	}
+	writeJSON(w, http.StatusOK, v)
+}
+
+func (s *Server) payloadWanted(q url.Values) (bool, error) {
+	for name := range q {
+		if name != "payload" {
+			return false, badQuery("only payload=true is known here; got %q", name)
+		}
+	}
+	switch q.Get("payload") {
+	case "", "false":
+		return false, nil
+	case "true":
+	default:
+		return false, badQuery("payload must be true or false")
+	}
+	if !s.opts.ShowPayload {
+		return false, newProblem(http.StatusForbidden, "payload-hidden", "payloads are not shown", "the sidecar shows payloads only with --show-payload")
+	}
+	return true, nil
+}
+
+type listing struct {
+	Results   []view `json:"results"`
+	NextAfter *int64 `json:"next_after"` // null: these were the last
+}
+
+// listResults lists results in seq order, a page at a time.
+func (s *Server) listResults(w http.ResponseWriter, r *http.Request) {
+	f, err := filterOf(r.URL.Query())
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	entries, err := s.opts.Store.List(r.Context(), f)
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	page := listing{Results: make([]view, 0, len(entries))}
+	for _, e := range entries {
+		page.Results = append(page.Results, viewOf(e))
+	}
+	if n := len(entries); n == f.Limit {
+		page.NextAfter = &entries[n-1].Seq
+	}
+	writeJSON(w, http.StatusOK, page)
+}
+
+func filterOf(q url.Values) (outbox.Filter, error) {
+	f := outbox.Filter{Limit: 100}
+	for name, values := range q {
+		if err := setFilter(&f, name, values[len(values)-1]); err != nil {
+			return f, err
+		}
+	}
+	return f, nil
+}
+
+func setFilter(f *outbox.Filter, name, value string) error {
+	switch name {
+	case "correlation_id":
+		id, err := uuid.Parse(value)
+		if err != nil || len(value) != 36 {
+			return badQuery("correlation_id must be a UUID of 36 characters")
+		}
+		f.CorrelationID = &id
+	case "state":
+		f.State = outbox.State(value)
+		if f.State != outbox.Pending && f.State != outbox.Published && f.State != outbox.Parked {
+			return badQuery("state must be pending, published or parked")
+		}
+	case "after":
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil || n < 0 {
+			return badQuery("after must be a seq, 0 or more")
+		}
+		f.After = n
+	case "limit":
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 1 || n > outbox.MaxListLimit {
+			return badQuery("limit must be 1 to %d", outbox.MaxListLimit)
+		}
+		f.Limit = n
+	default:
+		return badQuery("correlation_id, state, after and limit are known here; got %q", name)
+	}
+	return nil
+}
+
+func (s *Server) retryResult(w http.ResponseWriter, r *http.Request, id uuid.UUID) {
+	e, err := s.opts.Store.Retry(r.Context(), id)
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	s.opts.Log.Info("a parked result is tried again", "event_id", id, "correlation_id", e.CorrelationID, "peer_uid", peerFrom(r.Context()).uid)
+	writeJSON(w, http.StatusOK, viewOf(e))
+}
+
+func (s *Server) purgeResult(w http.ResponseWriter, r *http.Request, id uuid.UUID) {
+	if err := s.opts.Store.Purge(r.Context(), id); err != nil {
+		s.refuse(w, err)
+		return
+	}
+	s.opts.Log.Warn("a parked result was purged", "event_id", id, "peer_uid", peerFrom(r.Context()).uid)
+	w.WriteHeader(http.StatusNoContent)
+}

@@ -1,0 +1,89 @@
+package ipc
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/google/uuid"
+)
+
+const (
+	resultsPath = "/v1/results"
+	batchPath   = "/v1/results:batch"
+	retrySuffix = ":retry"
+)
+
+// ServeHTTP routes. The mux of net/http knows no "{event_id}:retry", and answers
+// unknown paths with plain text.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !s.opts.Access.allows(peerFrom(r.Context())) {
+		s.refuse(w, newProblem(http.StatusForbidden, "forbidden", "not allowed", "this peer's UID and GID are not on the sidecar's list"))
+		return
+	}
+	path := r.URL.Path
+	switch {
+	case path == resultsPath:
+		s.dispatch(w, r, methods{http.MethodPost: s.postResult, http.MethodGet: s.listResults})
+	case path == batchPath:
+		s.dispatch(w, r, methods{http.MethodPost: s.postBatch})
+	case path == "/v1/status", path == "/healthz", path == "/readyz", path == "/metrics":
+		s.dispatch(w, r, methods{http.MethodGet: s.opts.Observe.ServeHTTP})
+	case strings.HasPrefix(path, resultsPath+"/"):
+		s.routeResult(w, r, path[len(resultsPath)+1:])
+	default:
+		s.refuse(w, newProblem(http.StatusNotFound, "unknown-path", "unknown path", "see GET /v1/status, POST /v1/results"))
+	}
+}
+
+func (s *Server) routeResult(w http.ResponseWriter, r *http.Request, rest string) {
+	text, retry := strings.CutSuffix(rest, retrySuffix)
+	id, err := uuid.Parse(text)
+	if err != nil || len(text) != 36 {
+		s.refuse(w, newProblem(http.StatusNotFound, "unknown-path", "unknown path", "the last segment must be an event_id (a UUID of 36 characters)"))
+		return
+	}
+	with := func(f func(http.ResponseWriter, *http.Request, uuid.UUID)) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) { f(w, r, id) }
+	}
+	if retry {
+		s.dispatch(w, r, methods{http.MethodPost: s.operator(with(s.retryResult))})
+		return
+	}
+	s.dispatch(w, r, methods{http.MethodGet: with(s.getResult), http.MethodDelete: s.operator(with(s.purgeResult))})
+}
+
+type methods map[string]http.HandlerFunc
+
+func (s *Server) dispatch(w http.ResponseWriter, r *http.Request, m methods) {
+	if h, ok := m[r.Method]; ok {
+		h(w, r)
+		return
+	}
+	for method := range m {
+		w.Header().Add("Allow", method)
+	}
+	s.refuse(w, newProblem(http.StatusMethodNotAllowed, "method", "method not allowed", r.Method+" is not known here; the Allow header lists what is"))
+}
+
+// operator lets only operators through.
+func (s *Server) operator(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !s.opts.Access.isOperator(peerFrom(r.Context())) {
+			s.refuse(w, newProblem(http.StatusForbidden, "forbidden", "not an operator", "retry and purge are for the UIDs that --operator-uid lists"))
+			return
+		}
+		h(w, r)
+	}
+}
+
+// refuse answers with a problem, counts it, and logs the cause where it is ours.
+func (s *Server) refuse(w http.ResponseWriter, err error) {
+	s.note(writeProblem(w, err), err)
+}
+
+func (s *Server) note(p *problem, cause error) {
+	s.opts.Metrics.Rejected.WithLabelValues(p.name).Inc()
+	if p.Status >= http.StatusInternalServerError {
+		s.opts.Log.Warn("request failed", "status", p.Status, "problem", p.name, "error", cause)
+	}
+}

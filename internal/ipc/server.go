@@ -1,0 +1,159 @@
+// Package ipc takes results over a Unix socket, by HTTP/1.1 and JSON.
+//
+// What it promises: nothing is answered 2xx before the store has committed it;
+// every error is a problem document (RFC 9457) whose status says whether to send
+// again; bodies, waiting requests and connections are bounded, and whoever is
+// beyond the bounds hears so instead of filling memory. The socket's path is
+// taken without a moment at which somebody else could be let in or pushed aside.
+package ipc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/semaphore"
+
+	"workflow-results-sidecar/internal/metrics"
+	"workflow-results-sidecar/internal/outbox"
+	"workflow-results-sidecar/internal/result"
+)
+
+// Store is where results go; *outbox.Outbox is one.
+type Store interface {
+	Append(ctx context.Context, rs []result.Result) ([]outbox.Outcome, error)
+	WaitPublished(ctx context.Context, id uuid.UUID) (outbox.Entry, error)
+	Get(ctx context.Context, id uuid.UUID) (outbox.Entry, error)
+	Payload(ctx context.Context, id uuid.UUID) ([]byte, error)
+	List(ctx context.Context, f outbox.Filter) ([]outbox.Entry, error)
+	Retry(ctx context.Context, id uuid.UUID) (outbox.Entry, error)
+	Purge(ctx context.Context, id uuid.UUID) error
+}
+
+// Options configure Listen. Every bound must be positive.
+type Options struct {
+	Path   string
+	Mode   fs.FileMode
+	GID    int // group of the socket; negative: the process's own
+	Access Access
+
+	MaxResultBytes   func() int64 // of one result; follows the topic's max.message.bytes
+	MaxBatchBytes    int64        // of one batch
+	MaxInFlightBytes int64        // of all request bodies in memory
+	MaxWaiters       int64        // requests that wait for publication
+	MaxConnections   int
+	MaxWait          time.Duration // longest timeout= of wait=published
+	ReadTimeout      time.Duration // a whole request
+	IdleTimeout      time.Duration // between two requests of a connection
+
+	ShowPayload bool
+	Observe     http.Handler // GET /v1/status, /healthz, /readyz, /metrics
+	Store       Store
+	Now         func() time.Time
+	Log         *slog.Logger
+	Metrics     *metrics.Metrics
+}
+
+// DefaultOptions are the bounds of a sidecar that is told nothing.
+func DefaultOptions() Options {
+	return Options{
+		Mode: 0o660, GID: -1,
+		MaxBatchBytes:    8 << 20,
+		MaxInFlightBytes: 32 << 20,
+		MaxWaiters:       1024,
+		MaxConnections:   1024,
+		MaxWait:          10 * time.Minute,
+		ReadTimeout:      30 * time.Second,
+		IdleTimeout:      2 * time.Minute,
+		Now:              time.Now,
+	}
+}
+
+const (
+	writeTimeout    = 30 * time.Second // for an answer, beyond any wait for publication
+	shutdownTimeout = 5 * time.Second  // for requests under way, at the end
+	maxHeaderBytes  = 16 << 10
+)
+
+// Server listens on the socket.
+type Server struct {
+	opts    Options
+	socket  *socket
+	conns   *connections
+	http    *http.Server
+	bodies  *semaphore.Weighted
+	waiters *semaphore.Weighted
+}
+
+// Listen takes the socket. Clients may connect from here on; they are served
+// once Run runs.
+func Listen(opts Options) (*Server, error) {
+	s, err := takeSocket(opts.Path, opts.Mode, opts.GID)
+	if err != nil {
+		return nil, fmt.Errorf("take the socket: %w", err)
+	}
+	srv := &Server{
+		opts:    opts,
+		socket:  s,
+		conns:   limitConnections(s, opts.MaxConnections),
+		bodies:  semaphore.NewWeighted(opts.MaxInFlightBytes),
+		waiters: semaphore.NewWeighted(opts.MaxWaiters),
+	}
+	srv.http = &http.Server{
+		Handler:           srv,
+		ReadTimeout:       opts.ReadTimeout,
+		ReadHeaderTimeout: min(opts.ReadTimeout, 10*time.Second),
+		WriteTimeout:      opts.ReadTimeout + writeTimeout,
+		IdleTimeout:       opts.IdleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(opts.Log.Handler(), slog.LevelWarn),
+		ConnContext:       srv.connContext,
+	}
+	return srv, nil
+}
+
+func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
+	if counted, ok := c.(*countedConn); ok {
+		c = counted.Conn
+	}
+	p, err := peerOf(c)
+	if err != nil {
+		s.opts.Log.Warn("a peer's credentials are unknown", "error", err)
+	}
+	return context.WithValue(ctx, peerKey{}, p)
+}
+
+// Run serves until ctx ends, then lets requests under way finish, within a
+// deadline, and gives the path back.
+func (s *Server) Run(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() { done <- s.http.Serve(s.conns) }()
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+		defer cancel()
+		if err := s.http.Shutdown(stop); err != nil {
+			s.opts.Log.Warn("requests were cut off at shutdown", "error", errors.Join(err, s.http.Close()))
+		}
+		err = <-done
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	return errors.Join(err, s.socket.Close())
+}
+
+// Close gives the path back where Run never ran.
+func (s *Server) Close() error { return s.socket.Close() }
+
+// IdleSince returns since when no client has been connected; ok is false while
+// one is.
+func (s *Server) IdleSince() (t time.Time, ok bool) { return s.conns.idleSince() }

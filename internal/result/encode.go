@@ -1,0 +1,52 @@
+package result
+
+import (
+	"time"
+	"unicode/utf8"
+)
+
+// AppendJSON appends the event as JSON: the value of the Kafka record. The
+// fields come in one fixed order and the payload's bytes untouched; Decode
+// gives the same Result back.
+func (r *Result) AppendJSON(dst []byte) []byte {
+	dst = append(dst, `{"event_type":"`+EventType+`","event_id":"`...)
+	dst = append(dst, r.EventID.String()...)
+	dst = append(dst, `","correlation_id":"`...)
+	dst = append(dst, r.CorrelationID.String()...)
+	dst = append(dst, `","workflow_id":`...)
+	dst = appendString(dst, r.WorkflowID)
+	dst = append(dst, `,"workflow_run_id":`...)
+	dst = appendString(dst, r.WorkflowRunID)
+	dst = append(dst, `,"result":`...)
+	dst = append(dst, r.Payload...)
+	dst = append(dst, `,"status":"`...)
+	dst = append(dst, r.Status...)
+	dst = append(dst, `","timestamp":"`...)
+	dst = r.Timestamp.AppendFormat(dst, time.RFC3339Nano)
+	dst = append(dst, `","error":`...)
+	if r.Error == nil {
+		return append(dst, `null}`...)
+	}
+	return append(appendString(dst, *r.Error), '}')
+}
+
+// appendString escapes what RFC 8259 demands and no more. s is valid UTF-8.
+func appendString(dst []byte, s string) []byte {
+	const hex = "0123456789abcdef"
+	dst = append(dst, '"')
+	start := 0
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if c >= ' ' && c != '"' && c != '\\' || c >= utf8.RuneSelf {
+			continue
+		}
+		dst = append(dst, s[start:i]...)
+		start = i + 1
+		if c < ' ' {
+			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		} else {
+			dst = append(dst, '\\', c)
+		}
+	}
+	return append(append(dst, s[start:]...), '"')
+}
