@@ -1,0 +1,375 @@
+// Package publisher moves results from the outbox to Kafka.
+//
+// What it promises: results go out in seq order, so that those of one key never
+// overtake each other, parked ones aside. In exactly-once delivery a
+// read_committed reader sees each once, whatever is killed: every Kafka
+// transaction carries a watermark, and what an earlier process or connection may
+// have published is judged by the watermark alone (KIP-618 does the same for
+// Kafka Connect's sources). In at-least-once delivery a crash repeats what was in
+// flight, recognisable by ce_id. Kafka away, topic gone, rights missing: it tries
+// again for ever; a result that Kafka can never take is parked, and the rest
+// goes on.
+package publisher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"workflow-results-sidecar/internal/metrics"
+	"workflow-results-sidecar/internal/outbox"
+)
+
+// Delivery is a publishing mode.
+type Delivery string
+
+// ExactlyOnce uses Kafka transactions; AtLeastOnce an idempotent producer, for
+// brokers or ACLs without transactions, or the lowest latency.
+const (
+	ExactlyOnce Delivery = "exactly-once"
+	AtLeastOnce Delivery = "at-least-once"
+)
+
+// Source is where results come from; *outbox.Outbox is one.
+type Source interface {
+	Next(ctx context.Context, after int64, maxRows int, maxBytes int64) ([]outbox.Row, error)
+	Pending() <-chan struct{}
+	Proven() int64
+	MarkPublished(p outbox.Publication)
+	Park(ctx context.Context, seq int64, reason string) error
+
+	ID() uuid.UUID
+	TakeNewID(ctx context.Context) (uuid.UUID, error)
+	Watermark(seq int64) outbox.Watermark
+	Judges(w outbox.Watermark) bool
+	WatermarkPosition() outbox.WatermarkPosition
+	Delivery() string
+	SetDelivery(ctx context.Context, mode string) error
+}
+
+// Options configure New.
+type Options struct {
+	Client     []kgo.Opt // brokers and security
+	Hooks      []kgo.Opt // for the producing client alone: metrics, logs
+	Topic      TopicSpec
+	Watermarks TopicSpec
+	Delivery   Delivery
+	CESource   string // the ce_source header (CloudEvents: a URI reference)
+
+	MaxRows            int           // of one publication
+	MaxBytes           int64         // likewise
+	TransactionTimeout time.Duration // what Kafka waits before it aborts a transaction of ours
+	BackoffMin         time.Duration
+	BackoffMax         time.Duration
+	LogInterval        time.Duration // between two lines about the same trouble
+	TopicInterval      time.Duration // between two looks at the topics
+
+	Source  Source
+	Now     func() time.Time
+	Log     *slog.Logger
+	Metrics *metrics.Metrics
+}
+
+// DefaultOptions are the bounds of a sidecar that is told nothing.
+func DefaultOptions() Options {
+	return Options{
+		Delivery: ExactlyOnce, MaxRows: 2048, MaxBytes: 4 << 20,
+		TransactionTimeout: 10 * time.Second,
+		BackoffMin:         100 * time.Millisecond, BackoffMax: 10 * time.Second,
+		LogInterval: 30 * time.Second, TopicInterval: time.Minute,
+		Now: time.Now,
+	}
+}
+
+// errAnotherCopy: a claim in the watermark that is not ours. Another copy of the
+// data directory publishes under the same identity.
+var errAnotherCopy = errors.New("another copy of this data directory publishes under the same outbox ID")
+
+// errNewID: the outbox took a new ID; the session starts over with it.
+var errNewID = errors.New("the outbox took a new ID")
+
+// Publisher publishes. Its methods may be called from any goroutine.
+type Publisher struct {
+	opts    Options
+	source  Source
+	log     *slog.Logger
+	metrics *metrics.Metrics
+	trouble trouble
+
+	claimed bool // by Run alone: a watermark with our owner is proven
+	bounds  bounds
+
+	mu     sync.Mutex
+	status Status
+}
+
+// Status is how the publishing stands.
+type Status struct {
+	State           string       `json:"state"` // connecting, publishing, retrying, stopped
+	Delivery        Delivery     `json:"delivery"`
+	LastError       string       `json:"last_error,omitempty"`
+	LastErrorAt     *time.Time   `json:"last_error_at,omitempty"`
+	LastPublishedAt *time.Time   `json:"last_published_at,omitempty"`
+	Topics          []TopicState `json:"topics"`
+}
+
+// New makes a publisher; it connects in Run.
+func New(opts Options) *Publisher {
+	return &Publisher{
+		opts: opts, source: opts.Source, log: opts.Log, metrics: opts.Metrics,
+		trouble: trouble{log: opts.Log, interval: opts.LogInterval},
+		bounds:  newBounds(opts.MaxRows, opts.MaxBytes),
+		status:  Status{State: "connecting", Delivery: opts.Delivery, Topics: []TopicState{}},
+	}
+}
+
+// Status returns how the publishing stands.
+func (p *Publisher) Status() Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.status
+}
+
+// defaultMaxMessage is Kafka's own default of max.message.bytes, taken until the
+// topic was looked at.
+const defaultMaxMessage = 1048588
+
+// recordOverhead is what headers, key and framing of a record can add to the
+// event: two IDs of 256 bytes twice, a trace state of 512, and the rest.
+const recordOverhead = 4096
+
+// MaxResultBytes is how large an event may be so that the topic takes it.
+func (p *Publisher) MaxResultBytes() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	limit := int64(defaultMaxMessage)
+	for _, t := range p.status.Topics {
+		if t.Name == p.opts.Topic.Name && t.MaxMessageBytes > 0 {
+			limit = t.MaxMessageBytes
+		}
+	}
+	return max(limit-recordOverhead, limit/2)
+}
+
+// Run publishes until soft ends: it takes no more results then, and finishes the
+// publication it holds. When hard ends it drops even that; what became of it is
+// for the next start to find out. Trouble with Kafka is never an error.
+func (p *Publisher) Run(soft, hard context.Context) error {
+	backoff := p.opts.BackoffMin
+	for soft.Err() == nil {
+		before := p.source.Proven()
+		err := p.session(soft, hard)
+		switch {
+		case soft.Err() != nil:
+			return nil
+		case errors.Is(err, errNewID):
+			continue
+		case errors.Is(err, errAnotherCopy):
+			return p.standDown(soft)
+		case p.source.Proven() > before:
+			backoff = p.opts.BackoffMin
+		}
+		p.failed(err)
+		pause(soft, backoff)
+		backoff = min(backoff*2, p.opts.BackoffMax)
+	}
+	return nil
+}
+
+// standDown stops publishing for good and says so, again and again. Results are
+// still accepted: they are safe here, and a restart gives them a new identity.
+func (p *Publisher) standDown(soft context.Context) error {
+	p.set(func(s *Status) { s.State, s.LastError = "stopped", errAnotherCopy.Error() })
+	p.metrics.BrokerUp.Set(0)
+	for soft.Err() == nil {
+		p.log.Error("publishing is stopped: "+errAnotherCopy.Error()+"; results are accepted and kept; stop one of the two, then restart this sidecar", "outbox_id", p.source.ID())
+		pause(soft, p.opts.LogInterval)
+	}
+	return nil
+}
+
+func (p *Publisher) set(f func(*Status)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f(&p.status)
+}
+
+func (p *Publisher) failed(err error) {
+	now := p.opts.Now().UTC()
+	p.set(func(s *Status) { s.State, s.LastError, s.LastErrorAt = "retrying", err.Error(), &now })
+	p.metrics.BrokerUp.Set(0)
+	p.metrics.PublishErrors.Inc()
+	p.trouble.report(err)
+}
+
+func (p *Publisher) well() {
+	p.set(func(s *Status) { s.State = "publishing" })
+	p.metrics.BrokerUp.Set(1)
+	p.trouble.over()
+}
+
+// session is one client's life: connect, recover, publish until something fails.
+func (p *Publisher) session(soft, hard context.Context) error {
+	topics, err := p.ensureTopics(hard)
+	if err != nil {
+		return err
+	}
+	cl, err := kgo.NewClient(p.producerOpts(topics.maxMessage())...)
+	if err != nil {
+		return fmt.Errorf("make the producing client: %w", err)
+	}
+	defer cl.Close()
+	defer context.AfterFunc(hard, cl.Close)()
+	link := &link{p: p, cl: cl, topics: topics}
+	if err := link.recover(soft); err != nil {
+		return err
+	}
+	p.well()
+	return p.publishAll(soft, link)
+}
+
+// publishAll publishes what is pending, waits for more, and looks at the topics
+// now and then.
+func (p *Publisher) publishAll(soft context.Context, l *link) error {
+	look := time.NewTicker(p.opts.TopicInterval)
+	defer look.Stop()
+	for soft.Err() == nil {
+		more, err := p.publishOnce(l)
+		if err != nil {
+			return err
+		}
+		if more {
+			continue
+		}
+		select {
+		case <-soft.Done():
+		case <-p.source.Pending():
+		case <-look.C:
+			if _, err := p.ensureTopics(soft); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// publishOnce publishes the oldest pending results, as many as the bounds allow,
+// and reports whether there may be more.
+func (p *Publisher) publishOnce(l *link) (more bool, err error) {
+	rows, err := p.source.Next(context.Background(), p.source.Proven(), p.bounds.rows, p.bounds.bytes)
+	if err != nil || len(rows) == 0 {
+		return false, err
+	}
+	start := time.Now()
+	pub, err := l.publish(rows)
+	var refused *refusedError
+	switch {
+	case errors.As(err, &refused):
+		return true, p.setAside(rows, refused)
+	case err != nil:
+		p.bounds.halve()
+		return false, err
+	}
+	p.metrics.PublishSeconds.Observe(time.Since(start).Seconds())
+	p.metrics.PublishRows.Observe(float64(len(rows)))
+	p.source.MarkPublished(pub)
+	p.bounds.grow()
+	p.well()
+	p.set(func(s *Status) { s.LastPublishedAt = &pub.At })
+	return true, nil
+}
+
+// setAside parks a result that was refused alone. A refusal among others may
+// blame the wrong one: try again with fewer.
+func (p *Publisher) setAside(rows []outbox.Row, refused *refusedError) error {
+	if len(rows) > 1 {
+		p.bounds.isolate(len(rows))
+		return nil
+	}
+	r := &rows[0].Result
+	if err := p.source.Park(context.Background(), rows[0].Seq, refused.Error()); err != nil {
+		return err
+	}
+	p.bounds.grow()
+	p.log.Error("a result was parked: Kafka refuses it", "event_id", r.EventID, "correlation_id", r.CorrelationID, "seq", rows[0].Seq, "error", refused.cause,
+		"help", "sidecar outbox show, retry or purge "+r.EventID.String())
+	return nil
+}
+
+// topics are the two topics as they are.
+type topics struct{ results, watermarks TopicState }
+
+func (t topics) maxMessage() int32 {
+	if m := t.results.MaxMessageBytes; m > 0 {
+		return int32(min(m, 64<<20))
+	}
+	return defaultMaxMessage
+}
+
+// ensureTopics looks at the topics, makes what is missing and reports drift.
+func (p *Publisher) ensureTopics(ctx context.Context) (t topics, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	cl, err := kgo.NewClient(p.opts.Client...)
+	if err != nil {
+		return t, fmt.Errorf("make an admin client: %w", err)
+	}
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	if t.results, err = EnsureTopic(ctx, adm, p.opts.Topic); err != nil {
+		return t, err
+	}
+	states := []TopicState{t.results}
+	if p.needsWatermarks() {
+		if t.watermarks, err = EnsureTopic(ctx, adm, p.opts.Watermarks); err != nil {
+			return t, fmt.Errorf("%w (or choose --delivery at-least-once, which needs no watermark topic)", err)
+		}
+		states = append(states, t.watermarks)
+	}
+	p.reportTopics(states)
+	return t, nil
+}
+
+// needsWatermarks: exactly-once does, and so does the change away from it, which
+// must first learn what the transactions had published.
+func (p *Publisher) needsWatermarks() bool {
+	return p.opts.Delivery == ExactlyOnce || p.source.Delivery() == string(ExactlyOnce)
+}
+
+func (p *Publisher) reportTopics(states []TopicState) {
+	known := make(map[Drift]bool)
+	for _, t := range p.Status().Topics {
+		for _, d := range t.Drift {
+			known[d] = true
+		}
+	}
+	p.metrics.TopicDrift.Reset()
+	for _, t := range states {
+		if t.Created {
+			p.log.Info("topic created", "topic", t.Name, "partitions", t.Partitions)
+		}
+		for _, d := range t.Drift {
+			p.metrics.TopicDrift.WithLabelValues(d.Topic, d.Setting).Set(1)
+			if !known[d] {
+				p.log.Warn("the topic differs from what was asked; it is left as it is", "topic", d.Topic, "setting", d.Setting, "want", d.Want, "got", d.Got)
+			}
+		}
+	}
+	p.set(func(s *Status) { s.Topics = states })
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}

@@ -1,0 +1,37 @@
+package publisher
+
+import (
+	"log/slog"
+	"time"
+)
+
+// trouble logs what fails again and again: one line per interval, and one when
+// it is over.
+type trouble struct {
+	log      *slog.Logger
+	interval time.Duration
+	since    time.Time
+	logged   time.Time
+	attempts int
+}
+
+func (t *trouble) report(err error) {
+	now := time.Now()
+	if t.attempts == 0 {
+		t.since = now
+	}
+	t.attempts++
+	if now.Sub(t.logged) < t.interval {
+		return
+	}
+	t.logged = now
+	t.log.Warn("publishing fails; results are accepted and kept, and it is tried again", "error", err, "attempts", t.attempts, "since", t.since.UTC())
+}
+
+func (t *trouble) over() {
+	if t.attempts == 0 {
+		return
+	}
+	t.log.Info("publishing works again", "attempts", t.attempts, "after", time.Since(t.since).Round(time.Millisecond))
+	t.attempts, t.logged = 0, time.Time{}
+}
