@@ -1,13 +1,10 @@
 package result
 
-import (
-	"time"
-	"unicode/utf8"
-)
+import "time"
 
-// AppendJSON appends the event as JSON: the value of the Kafka record. The
-// fields come in one fixed order and the payload's bytes untouched; Decode
-// gives the same Result back.
+// AppendJSON appends the event as JSON: the value of the Kafka record. All nine
+// fields come in the order of the schema and the payload's bytes untouched;
+// Decode gives the same event back.
 func (r *Result) AppendJSON(dst []byte) []byte {
 	dst = append(dst, `{"event_type":"`+EventType+`","event_id":"`...)
 	dst = append(dst, r.EventID.String()...)
@@ -22,7 +19,7 @@ func (r *Result) AppendJSON(dst []byte) []byte {
 	dst = append(dst, `,"status":"`...)
 	dst = append(dst, r.Status...)
 	dst = append(dst, `","timestamp":"`...)
-	dst = r.Timestamp.AppendFormat(dst, time.RFC3339Nano)
+	dst = r.Timestamp.UTC().AppendFormat(dst, time.RFC3339Nano)
 	dst = append(dst, `","error":`...)
 	if r.Error == nil {
 		return append(dst, `null}`...)
@@ -30,14 +27,15 @@ func (r *Result) AppendJSON(dst []byte) []byte {
 	return append(appendString(dst, *r.Error), '}')
 }
 
-// appendString escapes what RFC 8259 demands and no more. s is valid UTF-8.
+// appendString escapes what RFC 8259 (section 7) demands and no more. s is valid
+// UTF-8, as Decode has made sure.
 func appendString(dst []byte, s string) []byte {
 	const hex = "0123456789abcdef"
 	dst = append(dst, '"')
 	start := 0
-	for i := 0; i < len(s); i++ {
+	for i := range len(s) {
 		c := s[i]
-		if c >= ' ' && c != '"' && c != '\\' || c >= utf8.RuneSelf {
+		if c >= ' ' && c != '"' && c != '\\' {
 			continue
 		}
 		dst = append(dst, s[start:i]...)
@@ -48,5 +46,6 @@ func appendString(dst []byte, s string) []byte {
 			dst = append(dst, '\\', c)
 		}
 	}
-	return append(append(dst, s[start:]...), '"')
+	dst = append(dst, s[start:]...)
+	return append(dst, '"')
 }
