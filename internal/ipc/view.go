@@ -91,3 +91,12 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.WriteHeader(status)
 	_, _ = w.Write(append(body, '\n')) // a client that is gone is no error of ours
 }
+
+// Views are entries as the socket's JSON shows them, for commands that print it.
+func Views(entries []outbox.Entry) []view { //nolint:revive // opaque on purpose: it is only encoded
+	views := make([]view, len(entries))
+	for i, e := range entries {
+		views[i] = viewOf(e)
+	}
+	return views
+}

@@ -145,3 +145,12 @@ func checkpointTruncate(ctx context.Context, conn *sql.Conn) error {
 	}
 	return nil
 }
+
+// Exists returns an error if dir holds no outbox: commands that look into one
+// must not make an empty one by a mistyped path.
+func Exists(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, fileName)); err != nil {
+		return fmt.Errorf("no outbox in %s (--data-dir): %w", dir, err)
+	}
+	return nil
+}

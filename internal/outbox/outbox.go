@@ -131,6 +131,7 @@ type Outbox struct {
 	pending       chan struct{} // one slot: the publisher has work
 	checkpointDue chan struct{} // one slot
 	dirtyBytes    atomic.Int64
+	committing    atomic.Int64 // since when, in Unix nanoseconds; 0: no commit is under way
 	walTooLong    atomic.Bool
 	fatal         atomic.Pointer[error]
 	damage        atomic.Pointer[string]

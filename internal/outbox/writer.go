@@ -175,6 +175,8 @@ func (o *Outbox) commit(do func(*transaction) error) error {
 	if err := o.usable(); err != nil {
 		return err
 	}
+	o.committing.Store(time.Now().UnixNano())
+	defer o.committing.Store(0)
 	o.mu.Lock()
 	tx := &transaction{o: o, state: o.state, now: o.opts.Now()}
 	marks := o.unmarked[:len(o.unmarked):len(o.unmarked)]

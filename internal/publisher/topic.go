@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -68,7 +69,7 @@ func EnsureTopic(ctx context.Context, adm *kadm.Client, spec TopicSpec) (TopicSt
 		if err := createTopic(ctx, adm, spec); err != nil {
 			return st, err
 		}
-		if st, _, err = lookUpTopic(ctx, adm, spec.Name); err != nil {
+		if st, err = awaitTopic(ctx, adm, spec.Name); err != nil {
 			return st, err
 		}
 		st.Created = true
@@ -96,6 +97,21 @@ func lookUpTopic(ctx context.Context, adm *kadm.Client, name string) (st TopicSt
 	}
 	st.ID, st.Partitions = t.ID, int32(len(t.Partitions))
 	return st, true, nil
+}
+
+// awaitTopic waits until the brokers' metadata shows a topic that was just made.
+func awaitTopic(ctx context.Context, adm *kadm.Client, name string) (TopicState, error) {
+	for {
+		st, found, err := lookUpTopic(ctx, adm, name)
+		if err != nil || (found && st.Partitions > 0) {
+			return st, err
+		}
+		select {
+		case <-ctx.Done():
+			return st, fmt.Errorf("wait for the new topic %s to appear: %w", name, ctx.Err())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 func createTopic(ctx context.Context, adm *kadm.Client, spec TopicSpec) error {

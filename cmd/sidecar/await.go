@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"workflow-results-sidecar/internal/await"
+	"workflow-results-sidecar/internal/result"
+)
+
+type awaitCmd struct {
+	kafkaFlags
+	Topic         string        `help:"Topic of the results." default:"workflow-results"`
+	CorrelationID string        `help:"Event ID of the trigger." required:"" placeholder:"UUID"`
+	Timeout       time.Duration `help:"How long to wait." default:"60s"`
+	Since         time.Duration `help:"How far back to look." default:"1h"`
+}
+
+// Help is shown by --help.
+func (awaitCmd) Help() string {
+	return `Example:
+  sidecar await --correlation-id 0192f0c1-7b1e-7cc3-9d2a-0123456789ab --timeout 60s
+
+Prints the result event as JSON. Exit status: 0 success; 1 the workflow's failure or error;
+2 time-out, or a wrong call.`
+}
+
+// Run waits and prints the event as it lies in Kafka.
+func (c *awaitCmd) Run(e *env) error {
+	id, err := parseID("--correlation-id", c.CorrelationID)
+	if err != nil {
+		return err
+	}
+	client, err := c.config().Options()
+	if err != nil {
+		return &exitError{exitUsage, err}
+	}
+	if c.Timeout <= 0 || c.Since <= 0 {
+		return usage("--timeout and --since must be above 0")
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, c.Timeout)
+	defer cancel()
+	found, err := await.Wait(ctx, await.Options{Client: client, Topic: c.Topic, CorrelationID: id, Since: c.Since})
+	if errors.Is(err, context.DeadlineExceeded) {
+		return &exitError{2, fmt.Errorf("timed out after %s: %w", c.Timeout, err)}
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(e.stdout, "%s\n", found.Value); err != nil {
+		return fmt.Errorf("print the result: %w", err)
+	}
+	if found.Result.Status != result.Success {
+		return &exitError{code: 1}
+	}
+	return nil
+}

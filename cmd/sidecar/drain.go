@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/schollz/progressbar/v3"
+
+	"workflow-results-sidecar/internal/metrics"
+	"workflow-results-sidecar/internal/outbox"
+	"workflow-results-sidecar/internal/publisher"
+)
+
+type outboxDrainCmd struct {
+	dataFlags
+	kafkaFlags
+	topicFlags
+	deliveryFlag
+	logFlags
+	ExitWhenEmpty bool          `help:"End when nothing is pending; else go on until told to end."`
+	Timeout       time.Duration `help:"Give up after this; 0 never." default:"0s"`
+}
+
+// Help is shown by --help.
+func (outboxDrainCmd) Help() string {
+	return `Example:
+  sidecar outbox drain --exit-when-empty --data-dir /mnt/orphaned --brokers kafka-1:9092
+
+For a volume whose pod is gone. Exit status 0 only if nothing is pending any more.`
+}
+
+// Validate is called by kong after parsing.
+func (c *outboxDrainCmd) Validate() error { return c.validate() }
+
+// Run publishes what is pending.
+func (c *outboxDrainCmd) Run(e *env) error {
+	client, err := c.config().Options()
+	if err != nil {
+		return &exitError{exitUsage, err}
+	}
+	ctx := e.ctx
+	if c.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.Timeout)
+		defer cancel()
+	}
+	return c.withFiles(e, func(o *outbox.Outbox) error {
+		opts := publisher.DefaultOptions()
+		opts.Client, opts.Source, opts.Log, opts.Metrics = client, o, c.logger(e.stderr), metrics.New(prometheus.NewRegistry())
+		opts.Topic, opts.Watermarks = c.specs()
+		opts.Delivery, opts.CESource = publisher.Delivery(c.Delivery), c.CESource
+		soft, stop := context.WithCancel(ctx)
+		defer stop()
+		hard, kill := context.WithCancel(context.Background())
+		defer kill()
+		done := make(chan error, 1)
+		go func() { done <- publisher.New(opts).Run(soft, hard) }()
+		err := c.watch(ctx, e, o)
+		stop()
+		release := time.AfterFunc(5*time.Second, kill)
+		defer release.Stop()
+		return errors.Join(err, <-done)
+	})
+}
+
+// watch draws the progress until nothing is pending or ctx ends.
+func (c *outboxDrainCmd) watch(ctx context.Context, e *env, o *outbox.Outbox) error {
+	st, err := o.Stats(ctx)
+	if err != nil {
+		return err
+	}
+	total := st.PendingRows
+	bar := progressbar.NewOptions64(total, progressbar.OptionSetWriter(e.stderr), progressbar.OptionSetDescription("publishing"), progressbar.OptionShowCount(), progressbar.OptionThrottle(200*time.Millisecond))
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if st, err = o.Stats(context.WithoutCancel(ctx)); err != nil {
+			return err
+		}
+		total = max(total, st.PendingRows)
+		_ = bar.Set64(total - st.PendingRows) // a terminal that is gone ends nothing
+		if st.PendingRows == 0 && c.ExitWhenEmpty {
+			_, err := fmt.Fprintf(e.stderr, "\npublished %d, parked %d\n", total, st.ParkedRows)
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			if st.PendingRows == 0 {
+				return nil
+			}
+			return fmt.Errorf("ended with %d results pending: they stay in %s", st.PendingRows, c.DataDir)
+		}
+	}
+}

@@ -1,0 +1,311 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"workflow-results-sidecar/internal/ipc"
+	"workflow-results-sidecar/internal/metrics"
+	"workflow-results-sidecar/internal/outbox"
+)
+
+type outboxCmd struct {
+	List    outboxListCmd    `cmd:"" help:"List results and where each is."`
+	Show    outboxShowCmd    `cmd:"" help:"Show one result."`
+	Retry   outboxRetryCmd   `cmd:"" help:"Try a parked result again."`
+	Purge   outboxPurgeCmd   `cmd:"" help:"Remove a parked result for good."`
+	Drain   outboxDrainCmd   `cmd:"" help:"Publish what is left in a data directory, without a socket."`
+	Check   outboxCheckCmd   `cmd:"" help:"Check the whole file (no sidecar may run on it)."`
+	Recover outboxRecoverCmd `cmd:"" help:"Copy every readable result of a damaged outbox into a new one."`
+}
+
+// storeFlags lead to an outbox: through the socket of a running sidecar, else
+// to its files.
+type storeFlags struct {
+	socketFlag
+	dataFlags
+}
+
+// store is what the commands need; ipc.Client and outbox.Outbox have it.
+type store interface {
+	Get(ctx context.Context, id uuid.UUID) (outbox.Entry, error)
+	List(ctx context.Context, f outbox.Filter) ([]outbox.Entry, error)
+	Retry(ctx context.Context, id uuid.UUID) (outbox.Entry, error)
+	Purge(ctx context.Context, id uuid.UUID) error
+}
+
+// with calls f with the outbox, by whichever way is open.
+func (c *storeFlags) with(e *env, f func(store) error) error {
+	cl := ipc.NewClient(c.Socket)
+	defer cl.Close()
+	if _, err := cl.Status(e.ctx); err == nil {
+		return f(cl)
+	} else if !errors.Is(err, ipc.ErrNotRunning) {
+		return err
+	}
+	err := c.withFiles(e, func(o *outbox.Outbox) error { return f(o) })
+	if errors.Is(err, outbox.ErrLocked) {
+		return fmt.Errorf("a sidecar runs on %s, but not at the socket %s: give its --socket: %w", c.DataDir, c.Socket, err)
+	}
+	return err
+}
+
+// withFiles opens the outbox itself, for as long as f takes.
+func (c *dataFlags) withFiles(e *env, f func(*outbox.Outbox) error) (err error) {
+	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	if err := outbox.Exists(c.DataDir); err != nil {
+		return err
+	}
+	o, err := outbox.Open(e.ctx, outbox.Options{Dir: c.DataDir, AllowNetworkFS: c.AllowNetworkFS, Log: log, Metrics: metrics.New(prometheus.NewRegistry())})
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(e.ctx))
+	done := make(chan error, 1)
+	go func() { done <- o.Run(ctx) }()
+	err = f(o)
+	stop()
+	return errors.Join(err, <-done, o.Close())
+}
+
+type outboxListCmd struct {
+	storeFlags
+	State         string `help:"pending, published or parked." enum:",pending,published,parked" default:""`
+	CorrelationID string `help:"Only those of one trigger." placeholder:"UUID"`
+	After         int64  `help:"Only those with a greater seq." default:"0"`
+	Limit         int    `help:"How many at most, 1 to 1000." default:"50"`
+	JSON          bool   `help:"Print JSON." name:"json"`
+}
+
+// Help is shown by --help.
+func (outboxListCmd) Help() string { return "Example:\n  sidecar outbox list --state parked" }
+
+// Run lists entries in seq order.
+func (c *outboxListCmd) Run(e *env) error {
+	f := outbox.Filter{State: outbox.State(c.State), After: c.After, Limit: c.Limit}
+	if c.Limit < 1 || c.Limit > outbox.MaxListLimit || c.After < 0 {
+		return usage("--limit must be 1 to %d and --after 0 or more", outbox.MaxListLimit)
+	}
+	if c.CorrelationID != "" {
+		id, err := parseID("--correlation-id", c.CorrelationID)
+		if err != nil {
+			return err
+		}
+		f.CorrelationID = &id
+	}
+	return c.with(e, func(s store) error {
+		entries, err := s.List(e.ctx, f)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return printJSON(e.stdout, ipc.Views(entries))
+		}
+		return printEntries(e.stdout, entries, c.Limit)
+	})
+}
+
+func printEntries(w io.Writer, entries []outbox.Entry, limit int) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "SEQ\tSTATE\tSTATUS\tACCEPTED\tEVENT ID\tCORRELATION ID\tWHERE")
+	for _, en := range entries {
+		fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\t%s\n", en.Seq, en.State, en.Status, en.AcceptedAt.Format(time.DateTime), en.EventID, en.CorrelationID, where(en))
+	}
+	if err := t.Flush(); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	var err error
+	switch {
+	case len(entries) == 0:
+		_, err = fmt.Fprintln(w, "(none)")
+	case len(entries) == limit:
+		_, err = fmt.Fprintf(w, "(there may be more: --after %d)\n", entries[limit-1].Seq)
+	}
+	return err
+}
+
+func where(en outbox.Entry) string {
+	switch {
+	case en.State == outbox.Parked:
+		return en.Reason
+	case en.Location != nil:
+		return fmt.Sprintf("%s/%d@%d", en.Location.Topic, en.Location.Partition, en.Location.Offset)
+	case en.State == outbox.Published:
+		return "(the watermark says so)"
+	default:
+		return "-"
+	}
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
+type oneResult struct {
+	storeFlags
+	EventID string `arg:"" help:"Event ID of the result."`
+}
+
+// on calls f with the outbox and the event ID.
+func (c *oneResult) on(e *env, f func(store, uuid.UUID) error) error {
+	id, err := parseID("the event ID", c.EventID)
+	if err != nil {
+		return err
+	}
+	return c.with(e, func(s store) error { return f(s, id) })
+}
+
+type outboxShowCmd struct {
+	oneResult
+	JSON bool `help:"Print JSON." name:"json"`
+}
+
+// Help is shown by --help.
+func (outboxShowCmd) Help() string {
+	return "Example:\n  sidecar outbox show 0192f0c1-7b1e-7cc3-9d2a-0123456789ab"
+}
+
+// Run shows one result.
+func (c *outboxShowCmd) Run(e *env) error {
+	return c.on(e, func(s store, id uuid.UUID) error {
+		en, err := s.Get(e.ctx, id)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return printJSON(e.stdout, ipc.Views([]outbox.Entry{en})[0])
+		}
+		return printEntry(e.stdout, en)
+	})
+}
+
+func printEntry(w io.Writer, en outbox.Entry) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(name string, v any) { fmt.Fprintf(t, "%s\t%v\n", name, v) }
+	line("state", en.State)
+	line("where", where(en))
+	line("status", en.Status)
+	line("event ID", en.EventID)
+	line("correlation ID", en.CorrelationID)
+	line("workflow", en.WorkflowID+", run "+en.WorkflowRunID)
+	line("accepted", en.AcceptedAt.Format(time.RFC3339Nano))
+	if en.PublishedAt != nil {
+		line("published", en.PublishedAt.Format(time.RFC3339Nano))
+	}
+	if en.ParkedAt != nil {
+		line("parked", en.ParkedAt.Format(time.RFC3339Nano))
+	}
+	line("seq", en.Seq)
+	line("size", bytesText(en.Bytes))
+	if err := t.Flush(); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
+type outboxRetryCmd struct{ oneResult }
+
+// Help is shown by --help.
+func (outboxRetryCmd) Help() string {
+	return "Example:\n  sidecar outbox retry 0192f0c1-7b1e-7cc3-9d2a-0123456789ab\n\nIt goes to the end of the line: results of its key that came after it have been published."
+}
+
+// Run makes a parked result pending again.
+func (c *outboxRetryCmd) Run(e *env) error {
+	return c.on(e, func(s store, id uuid.UUID) error {
+		en, err := s.Retry(e.ctx, id)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(e.stdout, "%s is pending again, seq %d\n", id, en.Seq)
+		return err
+	})
+}
+
+type outboxPurgeCmd struct {
+	oneResult
+	Yes bool `help:"Really remove it." required:""`
+}
+
+// Help is shown by --help.
+func (outboxPurgeCmd) Help() string {
+	return "Example:\n  sidecar outbox purge --yes 0192f0c1-7b1e-7cc3-9d2a-0123456789ab\n\nThe result is gone: whoever waits for it runs into the time-out."
+}
+
+// Run removes a parked result.
+func (c *outboxPurgeCmd) Run(e *env) error {
+	return c.on(e, func(s store, id uuid.UUID) error {
+		if err := s.Purge(e.ctx, id); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(e.stdout, "%s is removed\n", id)
+		return err
+	})
+}
+
+type outboxCheckCmd struct{ dataFlags }
+
+// Help is shown by --help.
+func (outboxCheckCmd) Help() string {
+	return "Example:\n  sidecar outbox check --data-dir /var/lib/workflow-results\n\nReads every page (SQLite's integrity_check) and compares the counters with the rows."
+}
+
+// Run checks the file.
+func (c *outboxCheckCmd) Run(e *env) error {
+	return c.withFiles(e, func(o *outbox.Outbox) error {
+		problems, err := o.Check(e.ctx)
+		if err != nil {
+			return err
+		}
+		for _, p := range problems {
+			fmt.Fprintln(e.stdout, p)
+		}
+		if len(problems) > 0 {
+			return fmt.Errorf("the outbox is damaged (%d problems): run `sidecar outbox recover --data-dir %s --to NEWDIR`", len(problems), c.DataDir)
+		}
+		st, err := o.Stats(e.ctx)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(e.stdout, "sound: %d results held, %d pending, %d parked\n", st.HeldRows, st.PendingRows, st.ParkedRows)
+		return err
+	})
+}
+
+type outboxRecoverCmd struct {
+	dataFlags
+	To string `help:"A new data directory." required:"" placeholder:"DIR"`
+}
+
+// Help is shown by --help.
+func (outboxRecoverCmd) Help() string {
+	return `Example:
+  sidecar outbox recover --data-dir /var/lib/workflow-results --to /var/lib/workflow-results-2
+
+The new outbox has a new ID. Results whose publication can no longer be told are pending in it:
+readers may see them twice, each with the same ce_id. The damaged files are left as they are.`
+}
+
+// Run copies what can be read.
+func (c *outboxRecoverCmd) Run(e *env) error {
+	rep, err := outbox.Recover(e.ctx, c.DataDir, c.To, c.AllowNetworkFS)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(e.stdout, "copied %d results (%d of them pending, %d parked); %d of the seqs up to %d were not readable or not there\n", rep.Copied, rep.Pending, rep.Parked, rep.Missing, rep.LastSeq)
+	return err
+}

@@ -1,0 +1,294 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/plugin/kprom"
+	"github.com/twmb/franz-go/plugin/kslog"
+	"golang.org/x/sync/errgroup"
+
+	"workflow-results-sidecar/internal/admin"
+	"workflow-results-sidecar/internal/ipc"
+	"workflow-results-sidecar/internal/metrics"
+	"workflow-results-sidecar/internal/outbox"
+	"workflow-results-sidecar/internal/publisher"
+)
+
+type outboxFlags struct {
+	MaxRows     int64         `help:"Results held at most, published ones in their windows included." default:"10000000"`
+	MaxBytes    int64         `help:"Bytes of results held at most." default:"8589934592"`
+	History     time.Duration `help:"How long the payload of a published result is kept." default:"24h"`
+	DedupWindow time.Duration `help:"How long a published event ID is recognised." default:"168h"`
+	DedupRows   int64         `help:"Published results kept at most." default:"5000000"`
+}
+
+type deliveryFlag struct {
+	Delivery string `help:"exactly-once (Kafka transactions) or at-least-once." enum:"exactly-once,at-least-once" default:"exactly-once"`
+	CESource string `help:"The ce_source header of the records." name:"ce-source" default:"/workflow-results-sidecar" placeholder:"URI"`
+}
+
+type runCmd struct {
+	socketFlag
+	dataFlags
+	outboxFlags
+	kafkaFlags
+	topicFlags
+	deliveryFlag
+	logFlags
+
+	SocketMode     string   `help:"Mode of the socket." default:"0660"`
+	SocketGID      int      `help:"Group of the socket; -1 is the process's own." name:"socket-gid" default:"-1"`
+	AllowUID       []uint32 `help:"Only these UIDs may connect (and the GIDs of --allow-gid)." name:"allow-uid" placeholder:"UID"`
+	AllowGID       []uint32 `help:"Only these GIDs may connect (and the UIDs of --allow-uid)." name:"allow-gid" placeholder:"GID"`
+	OperatorUID    []uint32 `help:"UIDs that may retry and purge parked results; default: root and the sidecar's own." name:"operator-uid" placeholder:"UID"`
+	MaxConnections int      `help:"Connections at most; more wait." default:"1024"`
+	ShowPayload    bool     `help:"Answer GET /v1/results/{event_id}?payload=true with the payload."`
+
+	AdminAddr string   `help:"TCP address of probes, metrics and status, such as 127.0.0.1:9464; off unless given." placeholder:"HOST:PORT"`
+	AdminHost []string `help:"Names that a Host header may carry, beside IP addresses and localhost." placeholder:"NAME"`
+
+	Linger          time.Duration `help:"On SIGTERM: end when no client has been connected for so long and nothing is pending." default:"1s"`
+	ShutdownTimeout time.Duration `help:"On SIGTERM: end at the latest after this." default:"25s"`
+
+	EmbeddedBroker bool `help:"Start an in-process broker at the address of --brokers: for a first try, keeps nothing."`
+}
+
+// Help is shown by --help.
+func (runCmd) Help() string {
+	return `Example:
+  sidecar run --socket /tmp/results.sock --data-dir ./data --brokers kafka-1:9092,kafka-2:9092
+
+On SIGTERM it goes on until nothing is pending and no client is connected (--linger), at the latest
+for --shutdown-timeout. A second SIGTERM ends it at once; what is pending stays in the data directory.`
+}
+
+// Validate is called by kong after parsing.
+func (c *runCmd) Validate() error {
+	if mode, err := strconv.ParseUint(c.SocketMode, 8, 32); err != nil || mode > 0o777 {
+		return fmt.Errorf("--socket-mode %q must be octal, such as 0660", c.SocketMode)
+	}
+	if c.MaxRows < 1 || c.MaxBytes < 1 || c.DedupRows < 1 || c.History < 0 || c.DedupWindow < c.History || c.MaxConnections < 1 {
+		return errors.New("--max-rows, --max-bytes, --dedup-rows and --max-connections must be 1 or more, and --dedup-window at least --history")
+	}
+	return c.validate()
+}
+
+// Run runs the sidecar until it is told to end.
+func (c *runCmd) Run(e *env) error {
+	s, err := newSidecar(e.ctx, c, c.logger(e.stderr))
+	if err != nil {
+		return err
+	}
+	return s.run(e.ctx, e.signals)
+}
+
+// sidecar is the running program: its parts, in the order in which they start.
+type sidecar struct {
+	cmd       *runCmd
+	log       *slog.Logger
+	started   time.Time
+	stopFake  func()
+	outbox    *outbox.Outbox
+	publisher *publisher.Publisher
+	socket    *ipc.Server
+	admin     *admin.Server // nil where off
+}
+
+// newSidecar opens outbox, publisher and socket, in this order: nobody is let in
+// before the store is ready.
+func newSidecar(ctx context.Context, c *runCmd, log *slog.Logger) (s *sidecar, err error) {
+	s = &sidecar{cmd: c, log: log, started: time.Now().UTC(), stopFake: func() {}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if c.EmbeddedBroker {
+		if s.stopFake, err = startEmbeddedBroker(c.Brokers); err != nil {
+			return s, err
+		}
+	}
+	client, err := c.config().Options()
+	if err != nil {
+		return s, &exitError{exitUsage, err}
+	}
+	registry := prometheus.NewRegistry()
+	m := metrics.New(registry)
+	if s.outbox, err = outbox.Open(ctx, c.outboxOptions(log, m)); err != nil {
+		return s, err
+	}
+	s.publisher = publisher.New(c.publisherOptions(client, s.outbox, log, m, registry))
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), outboxCollector{s.outbox})
+	observe := admin.Observe(admin.Sources{Alive: s.outbox.Alive, Ready: s.outbox.Ready, Broker: s.brokerState, Status: s.status, Metrics: registry})
+	if c.AdminAddr != "" {
+		if s.admin, err = admin.Listen(c.AdminAddr, c.AdminHost, observe, log); err != nil {
+			return s, err
+		}
+	}
+	opts := c.socketOptions(log, m)
+	opts.Store, opts.Observe, opts.MaxResultBytes = s.outbox, observe, s.publisher.MaxResultBytes
+	s.socket, err = ipc.Listen(opts)
+	return s, err
+}
+
+// close lets go of what newSidecar took, where run never ran.
+func (s *sidecar) close() error {
+	var errs []error
+	if s.socket != nil {
+		errs = append(errs, s.socket.Close())
+	}
+	if s.outbox != nil {
+		errs = append(errs, s.outbox.Close())
+	}
+	s.stopFake()
+	return errors.Join(errs...)
+}
+
+func (c *runCmd) outboxOptions(log *slog.Logger, m *metrics.Metrics) outbox.Options {
+	return outbox.Options{
+		Dir: c.DataDir, AllowNetworkFS: c.AllowNetworkFS,
+		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, History: c.History, DedupWindow: c.DedupWindow, DedupRows: c.DedupRows,
+		Log: log, Metrics: m,
+	}
+}
+
+func (c *runCmd) publisherOptions(client []kgo.Opt, src publisher.Source, log *slog.Logger, m *metrics.Metrics, reg *prometheus.Registry) publisher.Options {
+	o := publisher.DefaultOptions()
+	o.Client, o.Source, o.Log, o.Metrics = client, src, log, m
+	o.Hooks = []kgo.Opt{kgo.WithHooks(kprom.NewMetrics("workflow_results_kafka", kprom.Registry(reg)))}
+	if log.Enabled(context.Background(), slog.LevelDebug) {
+		o.Hooks = append(o.Hooks, kgo.WithLogger(kslog.New(log)))
+	}
+	o.Topic, o.Watermarks = c.specs()
+	o.Delivery, o.CESource = publisher.Delivery(c.Delivery), c.CESource
+	return o
+}
+
+func (c *runCmd) socketOptions(log *slog.Logger, m *metrics.Metrics) ipc.Options {
+	o := ipc.DefaultOptions()
+	mode, _ := strconv.ParseUint(c.SocketMode, 8, 32) // Validate has seen it
+	o.Path, o.Mode, o.GID = c.Socket, fs.FileMode(mode), c.SocketGID
+	o.Access = ipc.Access{UIDs: c.AllowUID, GIDs: c.AllowGID, Operators: c.OperatorUID}
+	if len(c.OperatorUID) == 0 {
+		o.Access.Operators = []uint32{0, uint32(os.Getuid())}
+	}
+	o.MaxConnections, o.ShowPayload = c.MaxConnections, c.ShowPayload
+	o.Log, o.Metrics = log, m
+	return o
+}
+
+// run runs the parts until the first SIGTERM and a drain after it, or until one
+// fails, and stops them in reverse. What is left is told by number.
+func (s *sidecar) run(term context.Context, signals <-chan os.Signal) error {
+	hard, kill := context.WithCancel(context.Background())
+	defer kill()
+	intake, stopIntake := context.WithCancel(hard)
+	defer stopIntake()
+	publishing, stopPublishing := context.WithCancel(hard)
+	defer stopPublishing()
+	store, stopStore := context.WithCancel(context.Background())
+	defer stopStore()
+
+	var g, front, back errgroup.Group
+	// The first part to fail ends all: nothing lives on half.
+	part := func(of *errgroup.Group, name string, f func() error) {
+		of.Go(func() error {
+			err := f()
+			if err != nil {
+				kill()
+				err = fmt.Errorf("%s: %w", name, err)
+			}
+			return err
+		})
+	}
+	part(&g, "outbox", func() error { return orKill(kill, s.outbox.Run(store)) })
+	part(&back, "publisher", func() error { return s.publisher.Run(publishing, hard) })
+	part(&front, "socket", func() error { return s.socket.Run(intake) })
+	if s.admin != nil {
+		part(&back, "admin", func() error { return s.admin.Run(publishing) })
+	}
+	s.log.Info("ready", "socket", s.cmd.Socket, "data_dir", s.cmd.DataDir, "brokers", s.cmd.Brokers, "delivery", s.cmd.Delivery, "outbox_id", s.outbox.ID(), "version", version())
+
+	s.waitForEnd(term, hard, kill, signals)
+	stopIntake()
+	err := front.Wait()
+	stopPublishing()
+	releaseAfter := time.AfterFunc(3*time.Second, kill) // a commit under way may end; a hanging broker may not hold us
+	err = errors.Join(err, back.Wait())
+	releaseAfter.Stop()
+	stopStore()
+	err = errors.Join(err, g.Wait())
+	s.tellWhatIsLeft()
+	err = errors.Join(err, s.outbox.Close())
+	s.stopFake()
+	return err
+}
+
+// orKill ends everything when the store ends early.
+func orKill(kill func(), err error) error {
+	if err != nil {
+		kill()
+	}
+	return err
+}
+
+// waitForEnd returns when it is time to stop: a part failed, a second signal
+// came, or after the first one nothing is left to do or the time is over.
+func (s *sidecar) waitForEnd(term, hard context.Context, kill func(), signals <-chan os.Signal) {
+	select {
+	case <-hard.Done():
+		return
+	case <-term.Done():
+	}
+	<-signals // the first
+	s.log.Info("asked to end: draining", "linger", s.cmd.Linger, "at_most", s.cmd.ShutdownTimeout)
+	deadline := time.NewTimer(s.cmd.ShutdownTimeout)
+	defer deadline.Stop()
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	for !s.drained() {
+		select {
+		case <-hard.Done():
+			return
+		case <-signals:
+			s.log.Warn("asked to end a second time: ending at once")
+			kill()
+			return
+		case <-deadline.C:
+			return
+		case <-look.C:
+		}
+	}
+}
+
+func (s *sidecar) drained() bool {
+	idle, none := s.socket.IdleSince()
+	if !none || time.Since(idle) < s.cmd.Linger {
+		return false
+	}
+	st, err := s.outbox.Stats(context.Background())
+	return err == nil && st.PendingRows == 0 && st.QueuedRows == 0
+}
+
+func (s *sidecar) tellWhatIsLeft() {
+	st, err := s.outbox.Stats(context.Background())
+	if err != nil {
+		s.log.Error("ended; what is left could not be counted", "error", err)
+		return
+	}
+	msg := "ended; everything is published"
+	if st.PendingRows > 0 {
+		msg = "ended; pending results stay in the data directory: start the sidecar again, or run `sidecar outbox drain --data-dir " + s.cmd.DataDir + "`"
+	}
+	s.log.Info(msg, "pending", st.PendingRows, "parked", st.ParkedRows)
+}

@@ -1,0 +1,40 @@
+package outbox
+
+import (
+	"fmt"
+	"time"
+)
+
+// stuckAfter is how long one commit may take before the writer counts as stuck.
+const stuckAfter = time.Minute
+
+// Alive returns an error if the writer has been in one commit for a minute: the
+// disk hangs.
+func (o *Outbox) Alive() error {
+	if err := o.fatalError(); err != nil {
+		return err
+	}
+	if start := o.committing.Load(); start != 0 {
+		if d := time.Since(time.Unix(0, start)); d > stuckAfter {
+			return fmt.Errorf("a commit has been under way for %s: the disk of %s hangs", d.Round(time.Second), o.opts.Dir)
+		}
+	}
+	return nil
+}
+
+// Ready returns an error if no result could be accepted now.
+func (o *Outbox) Ready() error {
+	if err := o.usable(); err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s := &o.state
+	switch {
+	case o.closed:
+		return ErrClosed
+	case s.pendingRows+s.parkedRows >= o.opts.MaxRows || s.pendingBytes+s.parkedBytes >= o.opts.MaxBytes:
+		return fmt.Errorf("%w: %d results (%d bytes) are pending, %d (%d bytes) parked; the limits are %d and %d", ErrFull, s.pendingRows, s.pendingBytes, s.parkedRows, s.parkedBytes, o.opts.MaxRows, o.opts.MaxBytes)
+	}
+	return nil
+}

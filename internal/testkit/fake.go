@@ -1,0 +1,41 @@
+package testkit
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// Fake is an in-process cluster for faults that a real broker will not make on
+// demand: Control and ControlKey take its requests in hand. What happens to a
+// zombie differs from Kafka; fencing belongs to a real broker.
+type Fake struct{ *kfake.Cluster }
+
+// StartFake starts a cluster of one broker, automatic topics off, that ends with
+// the test.
+func StartFake(t testing.TB, opts ...kfake.Opt) *Fake {
+	t.Helper()
+	cluster, err := kfake.NewCluster(slices.Concat([]kfake.Opt{kfake.NumBrokers(1)}, opts)...)
+	if err != nil {
+		t.Fatalf("start kfake: %v", err)
+	}
+	t.Cleanup(cluster.Close)
+	return &Fake{cluster}
+}
+
+// Addr is the first broker's host:port.
+func (f *Fake) Addr() string { return f.ListenAddrs()[0] }
+
+// Client makes a client of the cluster that is closed with test t.
+func (f *Fake) Client(t testing.TB, opts ...kgo.Opt) *kgo.Client {
+	t.Helper()
+	return newClient(t, f.ListenAddrs(), opts)
+}
+
+// CreateTopic makes a topic; configs are key, value, key, value.
+func (f *Fake) CreateTopic(t testing.TB, topic string, partitions int32, configs ...string) {
+	t.Helper()
+	createTopic(t, f.ListenAddrs(), topic, partitions, configs)
+}

@@ -1,0 +1,300 @@
+package testkit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// readyTimeout bounds a broker's start on a slow, busy machine.
+const readyTimeout = 2 * time.Minute
+
+// KafkaOption changes how a broker is set up.
+type KafkaOption func(*kafkaConfig)
+
+type kafkaConfig struct {
+	properties []string
+	release    string
+}
+
+// WithProperties adds lines to server.properties; a later line wins over ours.
+// For instance "transaction.abort.timed.out.transaction.cleanup.interval.ms=1000".
+func WithProperties(lines ...string) KafkaOption {
+	return func(c *kafkaConfig) { c.properties = append(c.properties, lines...) }
+}
+
+// WithRelease formats the storage for the features of an older Kafka, for
+// instance "3.9-IV0" (metadata.version); the default is the broker's own.
+func WithRelease(version string) KafkaOption {
+	return func(c *kafkaConfig) { c.release = version }
+}
+
+// Kafka is a real broker: Apache Kafka, one KRaft node on 127.0.0.1, automatic
+// topics off, its data in a directory that goes with the test.
+type Kafka struct {
+	dir        string
+	libs       string
+	addr       string
+	controller string
+	out        *output
+	proc       *Process // nil while it is stopped
+}
+
+// StartKafka formats and starts a broker, and returns when it serves metadata
+// and transactions. The broker ends with the test.
+func StartKafka(t testing.TB, opts ...KafkaOption) *Kafka {
+	t.Helper()
+	k, err := newKafka(t.TempDir(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	showOnFailure(t, "Kafka", k.out)
+	t.Cleanup(k.end)
+	if err := k.start(); err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// Addr is the broker's host:port; it stays the same over restarts.
+func (k *Kafka) Addr() string { return k.addr }
+
+// Client makes a client of the broker that is closed with test t.
+func (k *Kafka) Client(t testing.TB, opts ...kgo.Opt) *kgo.Client {
+	t.Helper()
+	return newClient(t, []string{k.addr}, opts)
+}
+
+// CreateTopic makes a topic with replication factor 1; configs are key, value, key, value.
+func (k *Kafka) CreateTopic(t testing.TB, topic string, partitions int32, configs ...string) {
+	t.Helper()
+	createTopic(t, []string{k.addr}, topic, partitions, configs)
+}
+
+// Start starts a stopped or killed broker again, on the same port and data.
+func (k *Kafka) Start(t testing.TB) {
+	t.Helper()
+	if k.proc != nil {
+		t.Fatal("Kafka runs already")
+	}
+	if err := k.start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Stop ends the broker in an orderly way (SIGTERM) and waits for it.
+func (k *Kafka) Stop(t testing.TB) {
+	t.Helper()
+	k.running(t).Term(t)
+	k.proc.Wait(t)
+	k.proc = nil
+}
+
+// Kill ends the broker at once (SIGKILL).
+func (k *Kafka) Kill(t testing.TB) {
+	t.Helper()
+	k.running(t).Kill(t)
+	k.proc = nil
+}
+
+// Pause freezes the broker (SIGSTOP): connections stay open and nothing answers.
+func (k *Kafka) Pause(t testing.TB) { t.Helper(); k.running(t).Pause(t) }
+
+// Resume ends a Pause.
+func (k *Kafka) Resume(t testing.TB) { t.Helper(); k.running(t).Resume(t) }
+
+func (k *Kafka) running(t testing.TB) *Process {
+	t.Helper()
+	if k.proc == nil {
+		t.Fatal("Kafka does not run")
+	}
+	return k.proc
+}
+
+func (k *Kafka) end() {
+	if k.proc != nil {
+		k.proc.end()
+		k.proc = nil
+	}
+}
+
+// newKafka lays out a broker's directory and formats its storage.
+func newKafka(dir string, opts []KafkaOption) (*Kafka, error) {
+	var cfg kafkaConfig
+	for _, opt := range opts {
+		opt(&cfg)
+	}
+	libs, err := kafkaLibs()
+	if err != nil {
+		return nil, err
+	}
+	ports, err := freePorts(2)
+	if err != nil {
+		return nil, err
+	}
+	k := &Kafka{dir: dir, libs: libs, addr: ports[0], controller: ports[1], out: &output{}}
+	if err := os.WriteFile(k.propertiesFile(), []byte(k.properties(cfg)), 0o600); err != nil {
+		return nil, fmt.Errorf("write Kafka's settings: %w", err)
+	}
+	return k, k.format(cfg)
+}
+
+func (k *Kafka) propertiesFile() string { return filepath.Join(k.dir, "server.properties") }
+
+func (k *Kafka) properties(cfg kafkaConfig) string {
+	return strings.Join(append([]string{
+		"process.roles=broker,controller",
+		"node.id=1",
+		"controller.quorum.voters=1@" + k.controller,
+		"listeners=PLAINTEXT://" + k.addr + ",CONTROLLER://" + k.controller,
+		"advertised.listeners=PLAINTEXT://" + k.addr,
+		"listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+		"inter.broker.listener.name=PLAINTEXT",
+		"controller.listener.names=CONTROLLER",
+		"log.dirs=" + filepath.Join(k.dir, "data"),
+		"auto.create.topics.enable=false",
+		"offsets.topic.replication.factor=1",
+		"offsets.topic.num.partitions=1",
+		"transaction.state.log.replication.factor=1",
+		"transaction.state.log.min.isr=1",
+		"transaction.state.log.num.partitions=3",
+		"group.initial.rebalance.delay.ms=0",
+		"log.cleaner.dedupe.buffer.size=16777216",
+		"num.network.threads=2",
+		"num.io.threads=4",
+	}, append(cfg.properties, "")...), "\n")
+}
+
+func (k *Kafka) format(cfg kafkaConfig) error {
+	args := []string{"-Xmx128m", "-cp", filepath.Join(k.libs, "*"), "kafka.tools.StorageTool", "format",
+		"--cluster-id", "dGVzdGtpdC1jbHVzdGVyIQ", "--config", k.propertiesFile()}
+	if cfg.release != "" {
+		args = append(args, "--release-version", cfg.release)
+	}
+	if out, err := exec.Command("java", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("format Kafka's storage: %w\n%s", err, out)
+	}
+	return nil
+}
+
+func (k *Kafka) start() error {
+	cmd := exec.Command("java", "-Xms128m", "-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
+		"-cp", filepath.Join(k.libs, "*"), "kafka.Kafka", k.propertiesFile())
+	cmd.Dir = k.dir
+	proc, err := startProcess("Kafka", cmd, k.out)
+	if err != nil {
+		return err
+	}
+	k.proc = proc
+	ctx, cancel := context.WithTimeoutCause(context.Background(), readyTimeout, fmt.Errorf("not ready after %s", readyTimeout))
+	defer cancel()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go func() {
+		select {
+		case <-proc.Done():
+			stop(errEnded)
+		case <-ctx.Done():
+		}
+	}()
+	if err := poll(ctx, k.probe); err != nil {
+		k.end()
+		return fmt.Errorf("start Kafka on %s: %w\n%s", k.addr, err, k.out.tail(8<<10))
+	}
+	return nil
+}
+
+// probe makes the requests that tests begin with: metadata, and a transactional
+// producer's ID, for which the broker first makes its transaction log.
+func (k *Kafka) probe(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(k.addr), kgo.RequestRetries(0), kgo.DialTimeout(time.Second))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	if _, err := kadm.NewClient(cl).BrokerMetadata(ctx); err != nil {
+		return fmt.Errorf("metadata: %w", err)
+	}
+	req := kmsg.NewPtrInitProducerIDRequest()
+	req.TransactionalID = kmsg.StringPtr("testkit-probe")
+	req.TransactionTimeoutMillis = 1000
+	resp, err := req.RequestWith(ctx, cl)
+	if err == nil {
+		err = kerr.ErrorForCode(resp.ErrorCode)
+	}
+	if err != nil {
+		return fmt.Errorf("producer ID of a transaction: %w", err)
+	}
+	return nil
+}
+
+// kafkaLibs finds Kafka's jars and Java, or says how to get them.
+func kafkaLibs() (string, error) {
+	dir := os.Getenv("KAFKA_LIBS")
+	if dir == "" {
+		root, err := moduleRoot()
+		if err != nil {
+			return "", err
+		}
+		dir = filepath.Join(root, ".cache", "kafka", "libs")
+	}
+	jars, err := filepath.Glob(filepath.Join(dir, "kafka_*.jar"))
+	if err != nil || len(jars) == 0 {
+		return "", fmt.Errorf("no Kafka in %s: run `make kafka`, or set KAFKA_LIBS to a directory with its jars", dir)
+	}
+	if _, err := exec.LookPath("java"); err != nil {
+		return "", fmt.Errorf("Kafka needs Java 17: apt-get install openjdk-17-jre-headless: %w", err)
+	}
+	return dir, nil
+}
+
+// moduleRoot is the directory of go.mod; go test runs in the package's.
+func moduleRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("find the module: %w", err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", errors.New("find the module: no go.mod in this directory or above")
+		}
+		dir = parent
+	}
+}
+
+// freePorts finds n free loopback ports, below the range from which the kernel
+// gives ports to outgoing connections: a stopped broker's port stays free.
+func freePorts(n int) ([]string, error) {
+	var found []string
+	for range 1000 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000))
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
+		defer l.Close() // held until all are found: none is found twice
+		if found = append(found, addr); len(found) == n {
+			return found, nil
+		}
+	}
+	return nil, fmt.Errorf("found no %d free ports on 127.0.0.1", n)
+}
