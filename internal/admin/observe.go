@@ -20,16 +20,35 @@ type Sources struct {
 	Metrics prometheus.Gatherer
 }
 
-// Observe serves GET /healthz, /readyz, /v1/status and /metrics.
+// maxScrapes bounds the readings of /metrics at one time; one more gets 503.
+const maxScrapes = 8
+
+// Observe serves GET /healthz, /readyz, /v1/status and /metrics, and nothing
+// else: another path is 404 and another method, HEAD too, 405. A metric that
+// cannot be read makes the whole scrape a 500: half of them would look like all.
 func Observe(src Sources) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { probe(w, src.Alive(), "") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { probe(w, src.Ready(), src.Broker()) })
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
-		writeJSON(w, http.StatusOK, src.Status(r.Context()))
+	routes := map[string]http.HandlerFunc{
+		"/healthz": func(w http.ResponseWriter, _ *http.Request) { probe(w, src.Alive(), "") },
+		"/readyz":  func(w http.ResponseWriter, _ *http.Request) { probe(w, src.Ready(), src.Broker()) },
+		"/v1/status": func(w http.ResponseWriter, r *http.Request) {
+			writeJSON(w, http.StatusOK, src.Status(r.Context()))
+		},
+		"/metrics": promhttp.HandlerFor(src.Metrics, promhttp.HandlerOpts{
+			ErrorHandling: promhttp.HTTPErrorOnError, MaxRequestsInFlight: maxScrapes,
+		}).ServeHTTP,
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		serve, known := routes[r.URL.Path]
+		switch {
+		case !known:
+			writeProblem(w, http.StatusNotFound, "there is only /healthz, /readyz, /v1/status and /metrics here; results go to the socket")
+		case r.Method != http.MethodGet:
+			w.Header().Set("Allow", http.MethodGet)
+			writeProblem(w, http.StatusMethodNotAllowed, r.URL.Path+" takes GET only")
+		default:
+			serve(w, r)
+		}
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(src.Metrics, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError}))
-	return mux
 }
 
 type answer struct {
@@ -49,10 +68,31 @@ func probe(w http.ResponseWriter, err error, broker string) {
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		writeProblem(w, http.StatusInternalServerError, "the answer cannot be written as JSON: "+err.Error())
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
+	write(w, "application/json", status, body)
+}
+
+// problem is an error as RFC 9457 has it; its type is about:blank, so the title
+// is the status's own.
+type problem struct {
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+}
+
+func writeProblem(w http.ResponseWriter, status int, detail string) {
+	body, err := json.Marshal(problem{http.StatusText(status), status, detail})
+	if err != nil { // strings and a number always marshal
+		panic(err)
+	}
+	write(w, "application/problem+json", status, body)
+}
+
+func write(w http.ResponseWriter, contentType string, status int, body []byte) {
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	_, _ = w.Write(append(body, '\n')) // a client that is gone is no error of ours
 }

@@ -7,11 +7,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"slices"
+	"net/netip"
+	"strings"
 	"time"
 )
 
-// Server serves Observe's handler on TCP.
+// Server serves Observe's handler on TCP, with time-outs for every phase.
 type Server struct {
 	listener net.Listener
 	http     *http.Server
@@ -56,20 +57,26 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 func checkHost(hosts []string, next http.Handler) http.Handler {
+	allowed := map[string]bool{"localhost": true}
+	for _, h := range hosts {
+		allowed[strings.ToLower(h)] = true
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host := r.Host
-		if h, _, err := net.SplitHostPort(host); err == nil {
-			host = h
-		}
-		if host != "localhost" && net.ParseIP(host) == nil && !slices.Contains(hosts, host) {
-			http.Error(w, "unknown Host header; allow it with --admin-host", http.StatusForbidden)
-			return
-		}
-		if r.Method == http.MethodHead {
-			w.Header().Set("Allow", http.MethodGet)
-			http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
+		host := hostname(r.Host)
+		if _, err := netip.ParseAddr(host); err != nil && !allowed[host] {
+			writeProblem(w, http.StatusForbidden, "unknown name in the Host header; allow it with --admin-host")
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// hostname is a Host header without port and brackets, in lower case.
+func hostname(host string) string {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	} else if inner, ok := strings.CutPrefix(host, "["); ok {
+		host = strings.TrimSuffix(inner, "]")
+	}
+	return strings.ToLower(host)
 }
