@@ -1,0 +1,387 @@
+//go:build kafka
+
+package test
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"workflow-results-sidecar/internal/testkit"
+)
+
+var sizes = []int{50, 1000, 200, 8000}
+
+func TestKilledTenTimesInMidLoad(t *testing.T) {
+	broker := testkit.SharedKafka(t)
+	l := newLine(t, broker.Addr())
+	p := l.start()
+	ctx, cancel := context.WithCancel(t.Context())
+	load := testkit.StartLoad(ctx, t, testkit.LoadConfig{Socket: l.socket, Conns: 16, Sizes: sizes, Keys: 4})
+	for range 10 {
+		awaitAcked(t, load, len(load.Acked())+200+rand.IntN(400))
+		p.Kill(t)
+		p = l.start()
+	}
+	awaitAcked(t, load, len(load.Acked())+100)
+	cancel()
+	if err := load.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	l.drained()
+	l.stop(p)
+	acked := load.Acked()
+	t.Logf("%d acknowledged", len(acked))
+	testkit.CheckExactlyOnce(t, acked, testkit.Consume(t, broker.Addr(), l.topic))
+}
+
+func TestKilledInAtLeastOnce(t *testing.T) {
+	broker := testkit.SharedKafka(t)
+	l := newLine(t, broker.Addr(), "--delivery", "at-least-once")
+	p := l.start()
+	ctx, cancel := context.WithCancel(t.Context())
+	load := testkit.StartLoad(ctx, t, testkit.LoadConfig{Socket: l.socket, Conns: 16, Sizes: sizes, Keys: 4})
+	for range 3 {
+		awaitAcked(t, load, len(load.Acked())+500)
+		p.Kill(t)
+		p = l.start()
+	}
+	cancel()
+	if err := load.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	l.drained()
+	l.stop(p)
+	n := testkit.CheckAtLeastOnce(t, load.Acked(), testkit.Consume(t, broker.Addr(), l.topic))
+	t.Logf("%d acknowledged, %d duplicates", len(load.Acked()), n)
+}
+
+func TestBrokerAwayInMidLoad(t *testing.T) {
+	broker := testkit.StartKafka(t)
+	l := newLine(t, broker.Addr())
+	p := l.start()
+	ctx, cancel := context.WithCancel(t.Context())
+	load := testkit.StartLoad(ctx, t, testkit.LoadConfig{Socket: l.socket, Conns: 8, Sizes: sizes, Keys: 4})
+	awaitAcked(t, load, 500)
+	broker.Stop(t)
+	awaitAcked(t, load, len(load.Acked())+2000) // it goes on accepting
+	broker.Start(t)
+	awaitAcked(t, load, len(load.Acked())+500)
+	broker.Kill(t)
+	awaitAcked(t, load, len(load.Acked())+2000)
+	broker.Start(t)
+	awaitAcked(t, load, len(load.Acked())+500)
+	cancel()
+	if err := load.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	l.drained()
+	l.stop(p)
+	testkit.CheckExactlyOnce(t, load.Acked(), testkit.Consume(t, broker.Addr(), l.topic))
+}
+
+// TestPauseBeyondTheTransactionTimeout: the broker gives the open transaction up
+// and shuts the producer out, with no second producer anywhere.
+func TestPauseBeyondTheTransactionTimeout(t *testing.T) {
+	broker := testkit.SharedKafka(t)
+	l := newLine(t, broker.Addr())
+	p := l.start()
+	ctx, cancel := context.WithCancel(t.Context())
+	load := testkit.StartLoad(ctx, t, testkit.LoadConfig{Socket: l.socket, Conns: 8, Sizes: sizes, Keys: 4})
+	for range 2 {
+		awaitAcked(t, load, len(load.Acked())+500)
+		p.Pause(t)
+		awaitNoTransaction(t, broker, l.topic)
+		p.Resume(t)
+	}
+	awaitAcked(t, load, len(load.Acked())+500)
+	cancel()
+	if err := load.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	l.drained()
+	l.stop(p)
+	testkit.CheckExactlyOnce(t, load.Acked(), testkit.Consume(t, broker.Addr(), l.topic))
+}
+
+// awaitNoTransaction waits until Kafka has ended every transaction of the topic's
+// sidecar: by its time-out, if one was open.
+func awaitNoTransaction(t *testing.T, broker *testkit.Kafka, topic string) {
+	t.Helper()
+	adm := kadm.NewClient(broker.Client(t))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		txns, err := adm.ListTransactions(ctx, nil, []string{"Ongoing", "PrepareCommit", "PrepareAbort", "PrepareEpochFence"})
+		if err == nil {
+			open := slices.ContainsFunc(txns.Sorted(), func(l kadm.ListedTransaction) bool { return strings.HasPrefix(l.TxnID, topic) })
+			if !open {
+				return
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("a transaction stays open: %v", err)
+		}
+	}
+}
+
+// TestZombieIsFenced: a copy of the data directory takes over while the first
+// sidecar is paused; the first must notice and stop publishing.
+func TestZombieIsFenced(t *testing.T) {
+	broker := testkit.SharedKafka(t)
+	a := newLine(t, broker.Addr())
+	pa := a.start()
+	load := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: a.socket, Conns: 4, Count: 100})
+	if err := load.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	a.drained()
+	pa.Pause(t)
+
+	b := newLine(t, broker.Addr())
+	b.topic = a.topic
+	a.copyData(b.data)
+	pb := b.start()
+	if err := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: b.socket, Conns: 1, Count: 1}).Wait(); err != nil {
+		t.Fatal(err)
+	}
+	fromB := b.drained()
+	pa.Resume(t)
+	late := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: a.socket, Conns: 4, Count: 50})
+	if err := late.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	stopped := a.awaitStatus("the zombie stops publishing", func(s status) bool { return s.Publisher.State == "stopped" })
+	if stopped.Outbox.Pending != 200 || stopped.Outbox.ID != fromB.Outbox.ID {
+		t.Errorf("the zombie: %+v", stopped)
+	}
+	// The successor goes on, and is not shut out by the zombie's attempt.
+	more := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: b.socket, Conns: 4, Count: 50})
+	if err := more.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	b.drained()
+	testkit.CheckExactlyOnce(t, slices.Concat(load.Acked(), more.Acked()), testkit.Consume(t, broker.Addr(), a.topic))
+
+	// A restart gives the first a new identity; what it kept is published.
+	pa.Kill(t)
+	pa = a.start()
+	if s := a.drained(); s.Outbox.ID == fromB.Outbox.ID {
+		t.Error("after its restart the zombie has the successor's identity")
+	}
+	a.stop(pa)
+	b.stop(pb)
+	testkit.CheckExactlyOnce(t, slices.Concat(load.Acked(), more.Acked(), late.Acked()), testkit.Consume(t, broker.Addr(), a.topic))
+}
+
+// TestForeignTransactionWhileRecovering: another producer's open transaction on
+// the watermark topic must not hide our watermark.
+func TestForeignTransactionWhileRecovering(t *testing.T) {
+	broker := testkit.SharedKafka(t)
+	l := newLine(t, broker.Addr())
+	p := l.start()
+	ctx, cancel := context.WithCancel(t.Context())
+	load := testkit.StartLoad(ctx, t, testkit.LoadConfig{Socket: l.socket, Conns: 8})
+	awaitAcked(t, load, 300)
+
+	other := broker.Client(t, kgo.TransactionalID("foreign-"+l.topic), kgo.TransactionTimeout(time.Minute), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err := other.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	for partition := range int32(6) {
+		r := &kgo.Record{Topic: l.topic + "-watermarks", Partition: partition, Key: []byte("foreign"), Value: []byte("{}")}
+		if err := other.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	awaitAcked(t, load, len(load.Acked())+300) // these lie behind the foreign transaction
+	p.Kill(t)
+	p = l.start()
+	awaitAcked(t, load, len(load.Acked())+300)
+	if s, err := l.status(t.Context()); err != nil || s.Publisher.State == "publishing" {
+		t.Errorf("it publishes before it could read its watermark: %+v %v", s.Publisher, err)
+	}
+	if err := other.EndTransaction(t.Context(), kgo.TryAbort); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := load.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	l.drained()
+	l.stop(p)
+	testkit.CheckExactlyOnce(t, load.Acked(), testkit.Consume(t, broker.Addr(), l.topic))
+}
+
+// TestOldCopyOfTheDataDirectory: a restored backup must not take the watermark's
+// word for rows that it gave the same seqs.
+func TestOldCopyOfTheDataDirectory(t *testing.T) {
+	broker := testkit.SharedKafka(t)
+	l := newLine(t, broker.Addr())
+	p := l.start()
+	post := func() []testkit.Acked {
+		t.Helper()
+		load := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: l.socket, Conns: 2, Count: 50})
+		if err := load.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		l.drained()
+		return load.Acked()
+	}
+	first := post()
+	l.stop(p)
+	backup := filepath.Join(l.dir, "backup")
+	l.copyData(backup)
+	p = l.start()
+	second := post()
+	before, err := l.status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.stop(p)
+	if err := os.RemoveAll(l.data); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(backup, l.data); err != nil {
+		t.Fatal(err)
+	}
+	p = l.start("--brokers", "127.0.0.1:1") // it accepts before it can see Kafka
+	load := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: l.socket, Conns: 2, Count: 80})
+	if err := load.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	p.Kill(t)
+	p = l.start()
+	if after := l.drained(); after.Outbox.ID == before.Outbox.ID {
+		t.Error("the restored backup kept its identity")
+	}
+	l.stop(p)
+	testkit.CheckExactlyOnce(t, slices.Concat(first, second, load.Acked()), testkit.Consume(t, broker.Addr(), l.topic))
+}
+
+func TestOversizedRecordAmongGoodOnes(t *testing.T) {
+	for _, delivery := range []string{"exactly-once", "at-least-once"} {
+		t.Run(delivery, func(t *testing.T) {
+			broker := testkit.SharedKafka(t)
+			l := newLine(t, broker.Addr(), "--delivery", delivery)
+			p := l.start()
+			l.drained()
+			limit := "20000" // the sidecar does not know yet
+			adm := kadm.NewClient(broker.Client(t))
+			if _, err := adm.AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &limit}}, l.topic); err != nil {
+				t.Fatal(err)
+			}
+			large := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: l.socket, Conns: 2, Count: 3, Sizes: []int{100, 600_000, 100}})
+			small := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: l.socket, Conns: 4, Count: 100})
+			for _, load := range []*testkit.Load{large, small} {
+				if err := load.Wait(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if s := l.drained(); s.Outbox.Parked != 2 {
+				t.Errorf("parked %d, want 2", s.Outbox.Parked)
+			}
+			l.stop(p)
+			var fit []testkit.Acked
+			records := testkit.Consume(t, broker.Addr(), l.topic)
+			if len(records) < 404 {
+				t.Errorf("%d records", len(records))
+			}
+			published := map[string]bool{}
+			for _, r := range records {
+				published[testkit.Header(r, "ce_id")] = true
+			}
+			for _, a := range slices.Concat(large.Acked(), small.Acked()) {
+				if published[a.EventID.String()] {
+					fit = append(fit, a)
+				}
+			}
+			if len(fit) != 404 {
+				t.Errorf("%d of 404 are published", len(fit))
+			}
+			testkit.CheckAtLeastOnce(t, fit, records)
+			if delivery == "exactly-once" {
+				testkit.CheckExactlyOnce(t, fit, records)
+			}
+		})
+	}
+}
+
+func TestTopicMissingExistingDifferent(t *testing.T) {
+	broker := testkit.SharedKafka(t)
+	adm := kadm.NewClient(broker.Client(t))
+	l := newLine(t, broker.Addr())
+	p := l.start()
+	s := l.drained()
+	for _, topic := range s.Publisher.Topics {
+		if len(topic.Drift) > 0 {
+			t.Errorf("a topic just made differs: %+v", topic)
+		}
+	}
+	l.stop(p)
+
+	p = l.start("--topic-partitions", "12", "--topic-retention", "1h")
+	s = l.drained()
+	var drift []string
+	for _, d := range s.Publisher.Topics[0].Drift {
+		drift = append(drift, d.Setting)
+	}
+	if !slices.Contains(drift, "partitions") || !slices.Contains(drift, "retention.ms") {
+		t.Errorf("drift %v", drift)
+	}
+	if load := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: l.socket, Conns: 1, Count: 10}); load.Wait() != nil {
+		t.Error("a topic that differs must not block")
+	}
+	l.drained()
+	l.stop(p)
+	details, err := adm.ListTopics(t.Context(), l.topic)
+	if err != nil || len(details[l.topic].Partitions) != 6 {
+		t.Errorf("the topic was altered: %v %v", details, err)
+	}
+}
+
+// TestColdBroker: the sidecar starts before Kafka does.
+func TestColdBroker(t *testing.T) {
+	broker := testkit.StartKafka(t)
+	broker.Stop(t)
+	l := newLine(t, broker.Addr())
+	p := l.start()
+	load := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: l.socket, Conns: 4, Count: 100})
+	if err := load.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	broker.Start(t)
+	l.drained()
+	l.stop(p)
+	testkit.CheckExactlyOnce(t, load.Acked(), testkit.Consume(t, broker.Addr(), l.topic))
+}
+
+// TestChangeOfDelivery goes to at-least-once and back under load.
+func TestChangeOfDelivery(t *testing.T) {
+	broker := testkit.SharedKafka(t)
+	l := newLine(t, broker.Addr())
+	var acked []testkit.Acked
+	for _, delivery := range []string{"exactly-once", "at-least-once", "exactly-once"} {
+		p := l.start("--delivery", delivery)
+		load := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: l.socket, Conns: 4, Count: 50})
+		if err := load.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		acked = append(acked, load.Acked()...)
+		l.drained()
+		l.stop(p)
+	}
+	testkit.CheckExactlyOnce(t, acked, testkit.Consume(t, broker.Addr(), l.topic))
+}
