@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 func TestKafkaKeepsItsRecordsOverKillStopAndPause(t *testing.T) {
@@ -52,10 +52,18 @@ func TestKafkaHasNoAutomaticTopics(t *testing.T) {
 
 func TestKafkaOfAnOlderRelease(t *testing.T) {
 	k := StartKafka(t, WithRelease("3.9-IV0"))
-	adm := kadm.NewClient(k.Client(t))
-	features, err := adm.ApiVersions(t.Context())
-	if err != nil || len(features) == 0 {
-		t.Fatalf("api versions: %v", err)
+	resp, err := kmsg.NewPtrApiVersionsRequest().RequestWith(t.Context(), k.Client(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	level := int16(-1)
+	for _, f := range resp.FinalizedFeatures {
+		if f.Name == "metadata.version" {
+			level = f.MaxVersionLevel
+		}
+	}
+	if of39 := int16(21); level != of39 { // MetadataVersion.IBP_3_9_IV0
+		t.Errorf("metadata.version is at level %d, want %d", level, of39)
 	}
 	k.CreateTopic(t, "old", 1)
 	commit(t, k.Client(t, kgo.TransactionalID("old")), "old", 3)

@@ -110,6 +110,7 @@ func (l *Load) AwaitAcked(ctx context.Context, n int) error {
 }
 
 func (l *Load) send(ctx context.Context, client *http.Client, conn int) error {
+	defer client.CloseIdleConnections() // a sidecar that ends waits for its clients to go
 	var keys []uuid.UUID
 	for range l.cfg.Keys {
 		keys = append(keys, uuid.New())

@@ -37,6 +37,7 @@ func (p *Process) WaitReady(t testing.TB, socket string) {
 	ctx, cancel := context.WithTimeout(t.Context(), readyTimeout)
 	defer cancel()
 	client := SocketClient(t, socket)
+	defer client.CloseIdleConnections() // a sidecar that ends waits for its clients to go
 	err := poll(ctx, func(ctx context.Context) error {
 		select {
 		case <-p.done:
