@@ -1,0 +1,90 @@
+# make help lists the targets.
+
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BIN     := bin/sidecar
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+GOFILES := $(shell find cmd internal -name '*.go' -not -name '*_test.go') go.mod go.sum $(wildcard internal/outbox/migrations/*.sql)
+VENV    := .cache/venv
+PYTHON  ?= python3.11
+GOLANGCI_VERSION := v2.15.0
+
+# stage runs a part of the tests and prints how long it took.
+stage = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - start)) s"
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: $(BIN) ## Build bin/sidecar
+$(BIN): $(GOFILES) | need-go
+	CGO_ENABLED=1 go build -trimpath -ldflags "-X main.buildVersion=$(VERSION)" -o $@ ./cmd/sidecar
+
+.PHONY: demo
+demo: build $(VENV)/demo.stamp ## Show the whole way: LangGraph, socket, outbox, Kafka (embedded), await
+	@PYTHON=$(VENV)/bin/python SIDECAR=$(BIN) ./examples/demo.sh
+
+.PHONY: test
+test: need-test ## Run all tests, real Kafka included
+	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-curl lint; echo "all tests passed in $$((SECONDS - start)) s"
+
+.PHONY: test-unit
+test-unit: need-go ## Unit tests and fault injection with -race
+	$(call stage,units with -race,gofmt -l cmd internal test | (! grep .) && go vet -tags kafka ./... && go test -race -timeout 10m ./cmd/... ./internal/...)
+
+.PHONY: kafka
+kafka: ## Fetch Apache Kafka's jars (once)
+	@./test/kafka/fetch.sh
+
+.PHONY: test-kafka
+test-kafka: need-go kafka ## Real processes against a real Kafka
+	$(call stage,real Kafka,go test -tags kafka -timeout 25m -count=1 ./test/... ./internal/testkit/...)
+
+.PHONY: test-python
+test-python: build $(VENV)/dev.stamp ## The Python client against the real sidecar
+	$(call stage,Python,cd examples/python && SIDECAR_BIN="$(CURDIR)/$(BIN)" ../../$(VENV)/bin/python -m pytest -q tests && ../../$(VENV)/bin/ruff check . && ../../$(VENV)/bin/mypy --strict src)
+
+.PHONY: test-curl
+test-curl: build ## Every call of the socket with curl
+	$(call stage,curl,SIDECAR=$(BIN) ./test/curl.sh)
+
+.PHONY: lint
+lint: .cache/golangci-$(GOLANGCI_VERSION)/golangci-lint ## golangci-lint with the list in .golangci.yml
+	$(call stage,lint,.cache/golangci-$(GOLANGCI_VERSION)/golangci-lint run --build-tags kafka ./...)
+.cache/golangci-$(GOLANGCI_VERSION)/golangci-lint: | need-go
+	@echo "building golangci-lint $(GOLANGCI_VERSION) (once, some minutes)"
+	GOBIN=$(CURDIR)/$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+.PHONY: bench
+bench: build kafka ## Measure on this machine, with a real Kafka beside it
+	go run -tags kafka ./test/bench -libs .cache/kafka/libs -sidecar $(BIN)
+
+.PHONY: clean
+clean: ## Remove what was built and fetched
+	rm -rf bin .cache
+
+$(VENV)/demo.stamp: examples/python/requirements-demo.txt examples/python/pyproject.toml | need-python
+	@echo "making the virtual environment $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r examples/python/requirements-demo.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e examples/python
+	@touch $@
+$(VENV)/dev.stamp: examples/python/requirements-dev.txt $(VENV)/demo.stamp
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r examples/python/requirements-dev.txt
+	@touch $@
+
+# What we cannot install ourselves is named at once, with the command.
+need = @command -v $(1) >/dev/null || { echo "missing: $(1). Install it (Debian, Ubuntu): $(2)" >&2; exit 1; }
+.PHONY: need-go need-python need-test
+need-go:
+	$(call need,go,see https://go.dev/doc/install (1.26 or later))
+	$(call need,gcc,apt-get install gcc)
+need-python:
+	$(call need,$(PYTHON),apt-get install python3 python3-venv (3.11 or later; or make PYTHON=python3))
+need-test: need-go need-python
+	$(call need,curl,apt-get install curl)
+	$(call need,java,apt-get install openjdk-17-jre-headless)
+	$(call need,mvn,apt-get install maven)
