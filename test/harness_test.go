@@ -80,7 +80,9 @@ func (l *line) status(ctx context.Context) (s status, err error) {
 	if err != nil {
 		return s, err
 	}
-	resp, err := testkit.SocketClient(l.t, l.socket).Do(req)
+	client := testkit.SocketClient(l.t, l.socket)
+	defer client.CloseIdleConnections() // a connected client holds a sidecar back that is told to end
+	resp, err := client.Do(req)
 	if err != nil {
 		return s, err
 	}

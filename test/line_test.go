@@ -195,6 +195,7 @@ func TestForeignTransactionWhileRecovering(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	load := testkit.StartLoad(ctx, t, testkit.LoadConfig{Socket: l.socket, Conns: 8})
 	awaitAcked(t, load, 300)
+	l.awaitStatus("the topics are there", func(s status) bool { return s.Publisher.State == "publishing" })
 
 	other := broker.Client(t, kgo.TransactionalID("foreign-"+l.topic), kgo.TransactionTimeout(time.Minute), kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	if err := other.BeginTransaction(); err != nil {

@@ -62,7 +62,10 @@ func StartLoad(ctx context.Context, t testing.TB, cfg LoadConfig) *Load {
 	for conn := range max(cfg.Conns, 1) {
 		client := SocketClient(t, cfg.Socket)
 		client.Timeout = 30 * time.Second
-		group.Go(func() error { return l.send(ctx, client, conn) })
+		group.Go(func() error {
+			defer client.CloseIdleConnections() // a connected client holds a sidecar back that is told to end
+			return l.send(ctx, client, conn)
+		})
 	}
 	t.Cleanup(func() {
 		cancel()
