@@ -14,7 +14,11 @@ from workflow_results import Receipt, SidecarClient
 
 def review(client: SidecarClient, graph: object, order_id: str, correlation_id: str) -> Receipt:
     """Run the graph for one order; its result goes out whatever happened."""
-    about = {"correlation_id": correlation_id, "workflow_id": "order-review", "workflow_run_id": f"run-{order_id}"}
+    about = {
+        "correlation_id": correlation_id,
+        "workflow_id": "order-review",
+        "workflow_run_id": f"run-{order_id}",
+    }
     try:
         state = graph.invoke({"order_id": order_id})  # type: ignore[attr-defined]
     except Exception as e:
@@ -35,7 +39,10 @@ def main() -> None:
         for kind, order_id in (("success", "A-1"), ("failure", "B-2"), ("error", "C-3")):
             ids[kind] = str(uuid4())
             receipt = review(client, graph, order_id, ids[kind])
-            print(f"   order {order_id}: {kind}, on disk as seq {receipt.seq} ({receipt.state})", file=sys.stderr)
+            print(
+                f"   order {order_id}: {kind}, on disk as seq {receipt.seq} ({receipt.state})",
+                file=sys.stderr,
+            )
     print(json.dumps(ids))
 
 

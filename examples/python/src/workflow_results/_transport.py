@@ -59,7 +59,9 @@ class Transport:
         self._idle: list[UnixConnection] = []
         self._pid = os.getpid()
 
-    def request(self, method: str, target: str, body: bytes | None, headers: dict[str, str], timeout: float) -> Response:
+    def request(
+        self, method: str, target: str, body: bytes | None, headers: dict[str, str], timeout: float
+    ) -> Response:
         """Send one request and read the whole answer.
 
         Raises:
@@ -68,11 +70,11 @@ class Transport:
         """
         conn = self._take(timeout)
         try:
-            conn.request(method, target, body=body, headers=headers)
+            hung_up = _send(conn, method, target, body, headers)
             answer = conn.getresponse()
             data = answer.read()
             response = Response(answer.status, _seconds(answer.getheader("Retry-After")), data)
-            reusable = not answer.will_close
+            reusable = not (answer.will_close or hung_up)
         except BaseException:
             conn.close()
             raise
@@ -113,6 +115,26 @@ class Transport:
             self._lock = threading.Lock()  # the parent's may have been held at the fork
             self._idle = []
             self._pid = os.getpid()
+
+
+def _send(conn: UnixConnection, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> bool:
+    """Send the request; True if the server stopped listening on the way.
+
+    It answers a body that is too large before it has read it, and hangs up: the
+    answer is there to be read all the same.
+    """
+    conn.putrequest(method, target, skip_accept_encoding=True)
+    for name, value in headers.items():
+        conn.putheader(name, value)
+    if body is not None:
+        conn.putheader("Content-Length", str(len(body)))
+    conn.endheaders()
+    try:
+        if body is not None:
+            conn.send(body)
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+    return False
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -115,7 +115,13 @@ class SidecarClient:
         if traceparent:
             headers["traceparent"] = traceparent
         response = self._settle(
-            "POST", "/v1/results" + _wait(wait_published), self._encode(event), headers, wait_published, deadline, event["event_id"]
+            "POST",
+            "/v1/results" + _wait(wait_published),
+            self._encode(event),
+            headers,
+            wait_published,
+            deadline,
+            event["event_id"],
         )
         return _receipt(_document(response))
 
@@ -150,7 +156,12 @@ class SidecarClient:
             body = b"\n".join(lines[i] for i in pending)
             left = max(by_deadline - time.monotonic(), 0.001)
             response = self._settle(
-                "POST", "/v1/results:batch" + _wait(wait_published), body, {"Content-Type": "application/x-ndjson"}, wait_published, left
+                "POST",
+                "/v1/results:batch" + _wait(wait_published),
+                body,
+                {"Content-Type": "application/x-ndjson"},
+                wait_published,
+                left,
             )
             answers = [json.loads(text) for text in response.body.splitlines()]
             if len(answers) != len(pending):
@@ -168,7 +179,9 @@ class SidecarClient:
                 return [outcomes[i] for i in range(len(lines))]
             pending = again
             if not _sleep_before(by_deadline, _backoff(attempts)):
-                raise SidecarUnavailable(self._transport.path, attempts, f"{len(pending)} of {len(lines)} results: {cause}")
+                raise SidecarUnavailable(
+                    self._transport.path, attempts, f"{len(pending)} of {len(lines)} results: {cause}"
+                )
 
     def get(self, event_id: str | UUID) -> dict[str, Any]:
         """Tell what the sidecar knows of a result.
@@ -179,7 +192,12 @@ class SidecarClient:
         return _document(self._settle("GET", f"/v1/results/{event_id}", None, {}, None, None))
 
     def list(
-        self, *, correlation_id: str | UUID | None = None, state: str | None = None, after: int = 0, limit: int = 100
+        self,
+        *,
+        correlation_id: str | UUID | None = None,
+        state: str | None = None,
+        after: int = 0,
+        limit: int = 100,
     ) -> list[dict[str, Any]]:
         """List results in the order of their publication, one page."""
         query = f"?after={after}&limit={limit}"
@@ -202,7 +220,9 @@ class SidecarClient:
         """Return the client itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the kept connections."""
         self.close()
 
