@@ -99,7 +99,7 @@ class SidecarClient:
             SidecarUnavailable: no settling answer before the deadline.
             TypeError, ValueError: the result cannot be written as JSON.
         """
-        event = {
+        event: dict[str, Any] = {
             "event_id": str(event_id or uuid4()),
             "correlation_id": str(correlation_id),
             "workflow_id": workflow_id,
