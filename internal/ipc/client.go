@@ -26,7 +26,7 @@ type Client struct {
 	http *http.Client
 }
 
-// ErrNotRunning: nothing answers at the socket.
+// ErrNotRunning says that nothing answers at the socket.
 var ErrNotRunning = errors.New("no sidecar answers at the socket")
 
 // NewClient makes a client; it connects with the first call.
@@ -48,7 +48,7 @@ func (c *Client) Post(ctx context.Context, event []byte) (status int, body []byt
 
 // Get returns what is known of a result.
 func (c *Client) Get(ctx context.Context, id uuid.UUID) (outbox.Entry, error) {
-	var v view
+	var v View
 	err := c.do(ctx, http.MethodGet, resultsPath+"/"+id.String(), &v)
 	return v.entry(), err
 }
@@ -78,7 +78,7 @@ func (c *Client) List(ctx context.Context, f outbox.Filter) ([]outbox.Entry, err
 
 // Retry makes a parked result pending again.
 func (c *Client) Retry(ctx context.Context, id uuid.UUID) (outbox.Entry, error) {
-	var v view
+	var v View
 	err := c.do(ctx, http.MethodPost, resultsPath+"/"+id.String()+retrySuffix, &v)
 	return v.entry(), err
 }

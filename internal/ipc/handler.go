@@ -279,7 +279,7 @@ func (s *Server) payloadWanted(q url.Values) (bool, error) {
 }
 
 type listing struct {
-	Results   []view `json:"results"`
+	Results   []View `json:"results"`
 	NextAfter *int64 `json:"next_after"` // null: these were the last
 }
 
@@ -295,7 +295,7 @@ func (s *Server) listResults(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, err)
 		return
 	}
-	page := listing{Results: make([]view, 0, len(entries))}
+	page := listing{Results: make([]View, 0, len(entries))}
 	for _, e := range entries {
 		page.Results = append(page.Results, viewOf(e))
 	}

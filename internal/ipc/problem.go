@@ -19,7 +19,7 @@ type problem struct {
 	Status int                 `json:"status"`
 	Detail string              `json:"detail,omitempty"`
 	Errors []result.FieldError `json:"errors,omitempty"` // 422: every field that is wrong
-	Held   *view               `json:"held,omitempty"`   // 409: what is held under the event ID
+	Held   *View               `json:"held,omitempty"`   // 409: what is held under the event ID
 	Limit  int64               `json:"limit_bytes,omitempty"`
 	Size   int64               `json:"size_bytes,omitempty"` // 413; left out where it is unknown
 

@@ -11,9 +11,9 @@ import (
 	"workflow-results-sidecar/internal/result"
 )
 
-// view is an outbox entry as JSON. Null where it does not apply, or where only
+// View is an outbox entry as JSON. Null where it does not apply, or where only
 // the watermark told us that the result is published.
-type view struct {
+type View struct {
 	EventID       uuid.UUID       `json:"event_id"`
 	CorrelationID uuid.UUID       `json:"correlation_id"`
 	WorkflowID    string          `json:"workflow_id"`
@@ -32,8 +32,8 @@ type view struct {
 	Result        json.RawMessage `json:"result,omitempty"` // only where payloads are shown
 }
 
-func viewOf(e outbox.Entry) view {
-	v := view{
+func viewOf(e outbox.Entry) View {
+	v := View{
 		EventID: e.EventID, CorrelationID: e.CorrelationID, WorkflowID: e.WorkflowID, WorkflowRunID: e.WorkflowRunID,
 		Status: e.Status, State: e.State, Seq: e.Seq, Bytes: e.Bytes, AcceptedAt: e.AcceptedAt,
 		PublishedAt: e.PublishedAt, ParkedAt: e.ParkedAt,
@@ -47,7 +47,7 @@ func viewOf(e outbox.Entry) view {
 	return v
 }
 
-func (v view) entry() outbox.Entry {
+func (v View) entry() outbox.Entry {
 	e := outbox.Entry{
 		Seq: v.Seq, EventID: v.EventID, CorrelationID: v.CorrelationID, WorkflowID: v.WorkflowID, WorkflowRunID: v.WorkflowRunID,
 		Status: v.Status, State: v.State, Bytes: v.Bytes, AcceptedAt: v.AcceptedAt, PublishedAt: v.PublishedAt, ParkedAt: v.ParkedAt,
@@ -84,7 +84,7 @@ func receiptOf(e outbox.Entry, duplicate bool) receipt {
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		writeProblem(w, err)
+		_ = writeProblem(w, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -93,8 +93,8 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 }
 
 // Views are entries as the socket's JSON shows them, for commands that print it.
-func Views(entries []outbox.Entry) []view { //nolint:revive // opaque on purpose: it is only encoded
-	views := make([]view, len(entries))
+func Views(entries []outbox.Entry) []View {
+	views := make([]View, len(entries))
 	for i, e := range entries {
 		views[i] = viewOf(e)
 	}

@@ -16,7 +16,7 @@ const (
 	lockName = "lock"
 )
 
-// ErrLocked: another process has the data directory open.
+// ErrLocked says that another process has the data directory open.
 var ErrLocked = errors.New("the data directory is in use by another process")
 
 // prepareDir makes the data directory (0700), refuses a network file system,
@@ -82,7 +82,7 @@ func syncDirs(dir string) error {
 			return fmt.Errorf("open directory to sync it: %w", err)
 		}
 		err = errors.Join(f.Sync(), f.Close())
-		if err != nil && !(d != abs && errors.Is(err, unix.EINVAL)) {
+		if err != nil && (d == abs || !errors.Is(err, unix.EINVAL)) {
 			return fmt.Errorf("sync directory %s: %w", d, err)
 		}
 	}

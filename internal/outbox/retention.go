@@ -207,7 +207,10 @@ func (tx *transaction) vacuumSlice(pages int64) error {
 	if err != nil {
 		return fmt.Errorf("vacuum: %w", err)
 	}
-	for rows.Next() { //nolint:revive // each step frees a page
+	freed := 0
+	for rows.Next() { // each step frees a page
+		freed++
 	}
+	tx.o.log.Debug("gave pages back to the file system", "pages", freed)
 	return errors.Join(rows.Err(), rows.Close())
 }

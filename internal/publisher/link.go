@@ -204,7 +204,7 @@ func (l *link) abort(cause error) error {
 	}
 	if err := l.cl.EndTransaction(context.Background(), kgo.TryAbort); err != nil {
 		l.p.metrics.Transactions.WithLabelValues("unknown").Inc()
-		return fmt.Errorf("abort the transaction: %w (after: %s)", err, cause)
+		return fmt.Errorf("abort the transaction: %w (after: %w)", err, cause)
 	}
 	l.p.metrics.Transactions.WithLabelValues("aborted").Inc()
 	return cause

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -34,7 +35,8 @@ func readWatermark(ctx context.Context, opts []kgo.Opt, topic TopicState, id uui
 	cl, err := kgo.NewClient(append(opts[:len(opts):len(opts)],
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic.Name: offsets}),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(), // they show progress where all records were aborted
+		kgo.FetchMaxWait(250*time.Millisecond), // closing waits for the fetch under way
+		kgo.KeepControlRecords(),               // they show progress where all records were aborted
 	)...)
 	if err != nil {
 		return w, false, fmt.Errorf("make a client to read watermarks: %w", err)

@@ -28,6 +28,7 @@ func Consume(t testing.TB, addr, topic string) []*kgo.Record {
 	defer cancel()
 	records, err := consume(ctx, newClient(t, []string{addr}, []kgo.Opt{
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(),
+		kgo.FetchMaxWait(250 * time.Millisecond), // closing waits for the fetch under way
 	}), topic)
 	if err != nil {
 		t.Fatalf("read topic %s: %v", topic, err)
