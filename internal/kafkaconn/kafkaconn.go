@@ -47,7 +47,10 @@ func (c Config) Options() ([]kgo.Opt, error) {
 	if len(c.Brokers) == 0 {
 		return nil, errors.New("no brokers: give --brokers host:port[,host:port]")
 	}
-	opts := []kgo.Opt{kgo.SeedBrokers(c.Brokers...), kgo.ClientID(c.ClientID)}
+	opts := []kgo.Opt{
+		kgo.SeedBrokers(c.Brokers...), kgo.ClientID(c.ClientID),
+		kgo.MetadataMinAge(250 * time.Millisecond), // the default of 5 s would be waited for after a topic was made or a leader moved
+	}
 	if c.CAFile != "" || c.CertFile != "" || c.KeyFile != "" || c.TLSServerName != "" {
 		c.TLS = true
 	}

@@ -140,11 +140,35 @@ func (l *link) publish(rows []outbox.Row) (outbox.Publication, error) {
 	if l.p.opts.Delivery == ExactlyOnce {
 		return l.transact(rows, through)
 	}
-	records := l.records(rows)
-	if err := l.send(records); err != nil {
+	return l.publishIdempotently(rows, through)
+}
+
+// publishIdempotently sends what is not acknowledged yet. What Kafka has beyond
+// a refused record is remembered, so that narrowing down on that one repeats none.
+func (l *link) publishIdempotently(rows []outbox.Row, through int64) (outbox.Publication, error) {
+	acked := l.p.acked
+	var todo []outbox.Row
+	for _, r := range rows {
+		if _, ok := acked[r.Seq]; !ok {
+			todo = append(todo, r)
+		}
+	}
+	records := l.records(todo)
+	ok, err := l.send(records)
+	for i, r := range todo {
+		if ok[i] {
+			acked[r.Seq] = outbox.Placement{Seq: r.Seq, Partition: records[i].Partition, Offset: records[i].Offset}
+		}
+	}
+	if err != nil {
 		return outbox.Publication{}, err
 	}
-	return l.publication(rows, records, through), nil
+	pub := outbox.Publication{Through: through, At: l.p.opts.Now().UTC(), Topic: l.p.opts.Topic.Name}
+	for _, r := range rows {
+		pub.Placements = append(pub.Placements, acked[r.Seq])
+		delete(acked, r.Seq)
+	}
+	return pub, nil
 }
 
 func (l *link) records(rows []outbox.Row) []*kgo.Record {
@@ -177,7 +201,7 @@ func (l *link) transact(rows []outbox.Row, through int64) (pub outbox.Publicatio
 		return pub, fmt.Errorf("begin the transaction: %w", err)
 	}
 	records := append(l.records(rows), mark)
-	if err := l.send(records); err != nil {
+	if _, err := l.send(records); err != nil {
 		return pub, l.abort(err)
 	}
 	// A cancelled EndTransaction has an unknown outcome, so it has no deadline;
@@ -210,8 +234,11 @@ func (l *link) abort(cause error) error {
 	return cause
 }
 
-// refusedError says that Kafka will never take one of the records.
-type refusedError struct{ cause error }
+// refusedError says that Kafka will never take one of the results that were sent.
+type refusedError struct {
+	cause error
+	sent  int // results it was among; 1: it is that one
+}
 
 func (e *refusedError) Error() string { return "Kafka refuses the record: " + e.cause.Error() }
 func (e *refusedError) Unwrap() error { return e.cause }
@@ -230,23 +257,29 @@ func isRefusal(err error) bool {
 	return errors.Is(err, kerr.MessageTooLarge) || errors.Is(err, kerr.RecordListTooLarge) || errors.Is(err, kerr.InvalidRecord)
 }
 
-// send produces records and waits for every promise. The first error that is
-// not a refusal outweighs those that are.
-func (l *link) send(records []*kgo.Record) error {
+// send produces records, waits for every promise, and tells which of them Kafka
+// has. An error that is no refusal outweighs those that are.
+func (l *link) send(records []*kgo.Record) ([]bool, error) {
 	var (
 		wg             sync.WaitGroup
 		mu             sync.Mutex
 		failed, refuse error
+		results        int
 	)
+	ok := make([]bool, len(records))
 	wg.Add(len(records))
-	for _, r := range records {
+	for i, r := range records {
+		if r.Topic == l.p.opts.Topic.Name {
+			results++
+		}
 		l.cl.Produce(context.Background(), r, func(_ *kgo.Record, err error) {
 			defer wg.Done()
-			if err == nil {
-				return
-			}
 			mu.Lock()
 			defer mu.Unlock()
+			if err == nil {
+				ok[i] = true
+				return
+			}
 			if isRefusal(err) && r.Topic == l.p.opts.Topic.Name {
 				refuse = err
 			} else if failed == nil {
@@ -255,15 +288,15 @@ func (l *link) send(records []*kgo.Record) error {
 		})
 	}
 	if err := l.await(&wg); err != nil {
-		return err
+		return make([]bool, len(records)), err // promises may still come: they tell nobody
 	}
 	switch {
 	case failed != nil:
-		return fmt.Errorf("produce: %w", failed)
+		return ok, fmt.Errorf("produce: %w", failed)
 	case refuse != nil:
-		return &refusedError{refuse}
+		return ok, &refusedError{cause: refuse, sent: results}
 	}
-	return nil
+	return ok, nil
 }
 
 // await bounds the wait for promises: beyond the transaction time-out Kafka has

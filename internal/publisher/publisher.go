@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -105,6 +106,7 @@ type Publisher struct {
 
 	claimed bool // by Run alone: a watermark with our owner is proven
 	bounds  bounds
+	acked   map[int64]outbox.Placement // by Run alone: what Kafka has beyond the proven number (at-least-once)
 
 	mu     sync.Mutex
 	status Status
@@ -125,6 +127,7 @@ func New(opts Options) *Publisher {
 	return &Publisher{
 		opts: opts, source: opts.Source, log: opts.Log, metrics: opts.Metrics,
 		trouble: trouble{log: opts.Log, interval: opts.LogInterval},
+		acked:   make(map[int64]outbox.Placement),
 		bounds:  newBounds(opts.MaxRows, opts.MaxBytes),
 		status:  Status{State: "connecting", Delivery: opts.Delivery, Topics: []TopicState{}},
 	}
@@ -289,16 +292,17 @@ func (p *Publisher) publishOnce(l *link) (more bool, err error) {
 // setAside parks a result that was refused alone. A refusal among others may
 // blame the wrong one: try again with fewer.
 func (p *Publisher) setAside(rows []outbox.Row, refused *refusedError) error {
-	if len(rows) > 1 {
+	if refused.sent > 1 {
 		p.bounds.isolate(len(rows))
 		return nil
 	}
-	r := &rows[0].Result
-	if err := p.source.Park(context.Background(), rows[0].Seq, refused.Error()); err != nil {
+	i := slices.IndexFunc(rows, func(r outbox.Row) bool { _, ok := p.acked[r.Seq]; return !ok }) // the one that was sent
+	r, seq := &rows[i].Result, rows[i].Seq
+	if err := p.source.Park(context.Background(), seq, refused.Error()); err != nil {
 		return err
 	}
 	p.bounds.grow()
-	p.log.Error("a result was parked: Kafka refuses it", "event_id", r.EventID, "correlation_id", r.CorrelationID, "seq", rows[0].Seq, "error", refused.cause,
+	p.log.Error("a result was parked: Kafka refuses it", "event_id", r.EventID, "correlation_id", r.CorrelationID, "seq", seq, "error", refused.cause,
 		"help", "sidecar outbox show, retry or purge "+r.EventID.String())
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 // newClient makes a client that is closed with the test.
 func newClient(t testing.TB, addrs []string, opts []kgo.Opt) *kgo.Client {
 	t.Helper()
-	cl, err := kgo.NewClient(slices.Concat([]kgo.Opt{kgo.SeedBrokers(addrs...)}, opts)...)
+	cl, err := kgo.NewClient(slices.Concat([]kgo.Opt{kgo.SeedBrokers(addrs...), kgo.MetadataMinAge(50 * time.Millisecond)}, opts)...)
 	if err != nil {
 		t.Fatalf("make a Kafka client: %v", err)
 	}
