@@ -58,10 +58,6 @@ lint: .cache/golangci-$(GOLANGCI_VERSION)/golangci-lint ## golangci-lint with th
 	@echo "building golangci-lint $(GOLANGCI_VERSION) (once, some minutes)"
 	GOBIN=$(CURDIR)/$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
 
-.PHONY: bench
-bench: build kafka ## Measure on this machine, with a real Kafka beside it
-	go run -tags kafka ./test/bench -libs .cache/kafka/libs -sidecar $(BIN)
-
 .PHONY: clean
 clean: ## Remove what was built and fetched
 	rm -rf bin .cache
