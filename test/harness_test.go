@@ -132,6 +132,18 @@ func (l *line) stop(p *testkit.Process) {
 	}
 }
 
+// finish waits for the end of a load, drains and stops the sidecar, and expects
+// every acknowledged result in Kafka once.
+func (l *line) finish(p *testkit.Process, load *testkit.Load) {
+	l.t.Helper()
+	if err := load.Wait(); err != nil {
+		l.t.Fatal(err)
+	}
+	l.drained()
+	l.stop(p)
+	testkit.CheckExactlyOnce(l.t, load.Acked(), testkit.Consume(l.t, l.broker, l.topic))
+}
+
 // copyData copies the data directory as it is.
 func (l *line) copyData(to string) {
 	l.t.Helper()

@@ -80,12 +80,7 @@ func TestBrokerAwayInMidLoad(t *testing.T) {
 	broker.Start(t)
 	awaitAcked(t, load, len(load.Acked())+500)
 	cancel()
-	if err := load.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	l.drained()
-	l.stop(p)
-	testkit.CheckExactlyOnce(t, load.Acked(), testkit.Consume(t, broker.Addr(), l.topic))
+	l.finish(p, load)
 }
 
 // TestPauseBeyondTheTransactionTimeout: the broker gives the open transaction up
@@ -104,12 +99,7 @@ func TestPauseBeyondTheTransactionTimeout(t *testing.T) {
 	}
 	awaitAcked(t, load, len(load.Acked())+500)
 	cancel()
-	if err := load.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	l.drained()
-	l.stop(p)
-	testkit.CheckExactlyOnce(t, load.Acked(), testkit.Consume(t, broker.Addr(), l.topic))
+	l.finish(p, load)
 }
 
 // awaitNoTransaction waits until Kafka has ended every transaction of the topic's
@@ -218,12 +208,7 @@ func TestForeignTransactionWhileRecovering(t *testing.T) {
 		t.Fatal(err)
 	}
 	cancel()
-	if err := load.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	l.drained()
-	l.stop(p)
-	testkit.CheckExactlyOnce(t, load.Acked(), testkit.Consume(t, broker.Addr(), l.topic))
+	l.finish(p, load)
 }
 
 // TestOldCopyOfTheDataDirectory: a restored backup must not take the watermark's

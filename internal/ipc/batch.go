@@ -32,12 +32,7 @@ type batch struct {
 // postBatch takes NDJSON and answers a line for each, in order; the valid ones
 // share one commit. The answer as a whole is 200, or a problem if none was stored.
 func (s *Server) postBatch(w http.ResponseWriter, r *http.Request) {
-	wait, err := s.waitOf(r.URL.Query())
-	if err != nil {
-		s.refuse(w, err)
-		return
-	}
-	release, err := s.admitWaiter(wait)
+	wait, release, err := s.admit(r.URL.Query())
 	if err != nil {
 		s.refuse(w, err)
 		return

@@ -20,12 +20,7 @@ import (
 
 // postResult takes one event: 201 after its commit is on disk.
 func (s *Server) postResult(w http.ResponseWriter, r *http.Request) {
-	wait, err := s.waitOf(r.URL.Query())
-	if err != nil {
-		s.refuse(w, err)
-		return
-	}
-	release, err := s.admitWaiter(wait)
+	wait, release, err := s.admit(r.URL.Query())
 	if err != nil {
 		s.refuse(w, err)
 		return
@@ -225,16 +220,17 @@ func (s *Server) waitOf(q url.Values) (time.Duration, error) {
 	return wait, nil
 }
 
-// admitWaiter bounds how many requests wait for publication. It comes before
-// the commit, so that a refusal means "not stored".
-func (s *Server) admitWaiter(wait time.Duration) (release func(), err error) {
-	if wait == 0 {
-		return func() {}, nil
+// admit reads how long a request wants to wait for publication, and bounds how
+// many do. It comes before the commit, so that a refusal means "not stored".
+func (s *Server) admit(q url.Values) (wait time.Duration, release func(), err error) {
+	wait, err = s.waitOf(q)
+	if err != nil || wait == 0 {
+		return 0, func() {}, err
 	}
 	if !s.waiters.TryAcquire(1) {
-		return nil, newProblem(http.StatusTooManyRequests, "too-many-waiters", "too many requests wait for publication", "nothing was stored: send it again, or without wait=published").after(1)
+		return 0, nil, newProblem(http.StatusTooManyRequests, "too-many-waiters", "too many requests wait for publication", "nothing was stored: send it again, or without wait=published").after(1)
 	}
-	return func() { s.waiters.Release(1) }, nil
+	return wait, func() { s.waiters.Release(1) }, nil
 }
 
 // getResult tells the state of one result.
