@@ -1,0 +1,151 @@
+//go:build kafka
+
+// Package bench measures the sidecar's real binary beside a real Kafka: how fast
+// it answers and publishes, how long a result is on its way, what it costs. What
+// bounds the figures (the disk, SQLite, an empty HTTP handler, a bare Kafka
+// transaction) is measured in the same run, so that ratios can be told.
+//
+// Each benchmark runs once for -for; `make bench` repeats the whole, and
+// benchstat tells medians and spread.
+package bench
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"workflow-results-sidecar/internal/testkit"
+)
+
+var duration = flag.Duration("for", 5*time.Second, "how long each load runs")
+
+func TestMain(m *testing.M) { testkit.Main(m) }
+
+// place is one sidecar's socket, data directory and topic.
+type place struct {
+	b                         *testing.B
+	dir, socket, data, broker string
+	topic, delivery           string
+	process                   *testkit.Process
+}
+
+func newPlace(b *testing.B, broker, delivery string) *place {
+	b.Helper()
+	dir, err := os.MkdirTemp("", "wrb") // b.TempDir is too long for a socket's path
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			b.Error(err)
+		}
+	})
+	return &place{b: b, dir: dir, socket: filepath.Join(dir, "s"), data: filepath.Join(dir, "data"),
+		broker: broker, topic: fmt.Sprintf("bench-%d", time.Now().UnixNano()), delivery: delivery}
+}
+
+// start starts the sidecar and waits until it accepts results.
+func (p *place) start() {
+	p.b.Helper()
+	p.process = testkit.StartSidecar(p.b, testkit.Build(p.b), "run", "--socket", p.socket, "--data-dir", p.data,
+		"--brokers", p.broker, "--topic", p.topic, "--delivery", p.delivery, "--linger", "0s")
+	p.process.WaitReady(p.b, p.socket)
+}
+
+// startPublishing starts the sidecar and waits until it publishes.
+func (p *place) startPublishing() {
+	p.b.Helper()
+	p.start()
+	p.await(func(s status) bool { return s.Publisher.State == "publishing" })
+}
+
+type status struct {
+	Outbox struct {
+		Pending      int64 `json:"pending"`
+		PublishedSeq int64 `json:"published_seq"`
+	} `json:"outbox"`
+	Publisher struct {
+		State string `json:"state"`
+	} `json:"publisher"`
+}
+
+func (p *place) status() (s status) {
+	p.b.Helper()
+	client := testkit.SocketClient(p.b, p.socket)
+	defer client.CloseIdleConnections()
+	resp, err := client.Get("http://sidecar/v1/status")
+	if err != nil {
+		p.b.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		p.b.Fatal(err)
+	}
+	if err := json.Unmarshal(body, &s); err != nil {
+		p.b.Fatal(err)
+	}
+	return s
+}
+
+// await polls the status until ok.
+func (p *place) await(ok func(status) bool) {
+	p.b.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.NewTimer(5 * time.Minute)
+	defer limit.Stop()
+	for !ok(p.status()) {
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			p.b.Fatalf("waited in vain; last status %+v", p.status())
+		}
+	}
+}
+
+// drained waits until everything is published.
+func (p *place) drained() {
+	p.b.Helper()
+	p.await(func(s status) bool { return s.Outbox.Pending == 0 })
+}
+
+// stop ends the sidecar in order.
+func (p *place) stop() {
+	p.b.Helper()
+	p.process.Term(p.b)
+	if code := p.process.Wait(p.b); code != 0 {
+		p.b.Fatalf("the sidecar ended with %d", code)
+	}
+}
+
+// perSecond reports n per second of d under unit.
+func perSecond(b *testing.B, n int, d time.Duration, unit string) {
+	b.ReportMetric(float64(n)/d.Seconds(), unit)
+}
+
+// milliseconds reports d under unit.
+func milliseconds(b *testing.B, d time.Duration, unit string) {
+	b.ReportMetric(float64(d)/float64(time.Millisecond), unit)
+}
+
+// plainServer serves h on a Unix socket until the benchmark ends.
+func plainServer(b *testing.B, socket string, h http.Handler) {
+	b.Helper()
+	srv := &http.Server{Handler: h}
+	l := listenUnix(b, socket)
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(l) }()
+	b.Cleanup(func() {
+		if err := srv.Close(); err != nil {
+			b.Error(err)
+		}
+		<-done
+	})
+}
