@@ -2,8 +2,6 @@ package outbox
 
 import (
 	"context"
-	"database/sql"
-	"errors"
 	"fmt"
 	"time"
 
@@ -89,48 +87,40 @@ func (tx *transaction) appendAll(r *request) error {
 
 func (tx *transaction) append(r *result.Result) (Outcome, error) {
 	size := rowSize(r)
-	if !tx.fits(1, size) {
-		return tx.held(r, ErrFull)
+	seq, found, err := tx.find(r.EventID)
+	if err != nil {
+		return Outcome{}, err
 	}
-	res, err := tx.o.stmts.insert.Exec(r.EventID[:], r.CorrelationID[:], r.WorkflowID, r.WorkflowRunID, string(r.Status),
+	if found {
+		return tx.held(r, seq)
+	}
+	if !tx.fits(1, size) {
+		return Outcome{Err: ErrFull}, nil
+	}
+	seq = tx.state.lastSeq + 1
+	_, err = tx.o.stmts.insert.Exec(seq, r.EventID[:], r.CorrelationID[:], r.WorkflowID, r.WorkflowRunID, string(r.Status),
 		tx.now.UnixMicro(), r.Timestamp.Format(time.RFC3339Nano), size, r.Digest[:], r.TraceParent, r.TraceState, r.Error, r.Payload)
 	if err != nil {
 		return Outcome{}, fmt.Errorf("insert result: %w", err)
 	}
-	n, err := res.RowsAffected()
-	if err != nil {
-		return Outcome{}, fmt.Errorf("insert result: %w", err)
-	}
-	if n == 0 {
-		return tx.held(r, nil)
-	}
-	seq, err := res.LastInsertId()
-	if err != nil {
-		return Outcome{}, fmt.Errorf("insert result: %w", err)
-	}
-	tx.added(seq, size)
+	tx.added(r, seq, size)
 	return Outcome{Entry: Entry{
 		Seq: seq, EventID: r.EventID, CorrelationID: r.CorrelationID, WorkflowID: r.WorkflowID, WorkflowRunID: r.WorkflowRunID,
 		Status: r.Status, State: Pending, AcceptedAt: time.UnixMicro(tx.now.UnixMicro()).UTC(), Bytes: size,
 	}}, nil
 }
 
-func (tx *transaction) added(seq, size int64) {
-	s := &tx.state
-	s.lastSeq = seq
-	s.pendingRows, s.pendingBytes = s.pendingRows+1, s.pendingBytes+size
-	s.heldRows, s.heldBytes = s.heldRows+1, s.heldBytes+size
+func (tx *transaction) added(r *result.Result, seq, size int64) {
+	tx.state = tx.state.appended(1, size, seq)
 	tx.rows, tx.bytes = tx.rows+1, tx.bytes+size
+	tx.remember(r.EventID, recentRow{seq: seq, correlation: r.CorrelationID})
 }
 
-// held answers for an event ID that may be in the outbox already, this very
-// transaction included; otherwise is the outcome's error if it is not.
-func (tx *transaction) held(r *result.Result, otherwise error) (Outcome, error) {
+// held answers for an event ID that the outbox holds at seq already, this very
+// transaction included.
+func (tx *transaction) held(r *result.Result, seq int64) (Outcome, error) {
 	var digest []byte
-	e, err := scanEntry(tx.o.stmts.held.QueryRow(r.EventID[:]), &digest)
-	if errors.Is(err, sql.ErrNoRows) && otherwise != nil {
-		return Outcome{Err: otherwise}, nil
-	}
+	e, err := scanEntry(tx.o.stmts.held.QueryRow(seq), &digest)
 	if err != nil {
 		return Outcome{}, fmt.Errorf("read the held result: %w", err)
 	}

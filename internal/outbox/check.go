@@ -62,12 +62,16 @@ func (o *Outbox) integrity(ctx context.Context, pragma string) ([]string, error)
 func (o *Outbox) checkCounters(ctx context.Context) ([]string, error) {
 	rows, err := o.readers.QueryContext(ctx, `
 		WITH r AS (SELECT seq, size, seq IN (SELECT seq FROM parked) AS is_parked FROM results)
-		SELECT 'held rows', held_rows, (SELECT count(*) FROM r) FROM state
-		UNION ALL SELECT 'held bytes', held_bytes, (SELECT coalesce(sum(size), 0) FROM r) FROM state
+		SELECT 'held rows', held_rows, (SELECT count(*) FROM r WHERE seq <= last_seq) FROM state
+		UNION ALL SELECT 'held bytes', held_bytes, (SELECT coalesce(sum(size), 0) FROM r WHERE seq <= last_seq) FROM state
 		UNION ALL SELECT 'parked rows', parked_rows, (SELECT count(*) FROM parked) FROM state
 		UNION ALL SELECT 'parked bytes', parked_bytes, (SELECT coalesce(sum(size), 0) FROM r WHERE is_parked) FROM state
-		UNION ALL SELECT 'pending rows', pending_rows, (SELECT count(*) FROM r WHERE seq > published_seq AND NOT is_parked) FROM state
-		UNION ALL SELECT 'pending bytes', pending_bytes, (SELECT coalesce(sum(size), 0) FROM r WHERE seq > published_seq AND NOT is_parked) FROM state`)
+		UNION ALL SELECT 'pending rows', pending_rows, (SELECT count(*) FROM r WHERE seq > published_seq AND seq <= last_seq AND NOT is_parked) FROM state
+		UNION ALL SELECT 'pending bytes', pending_bytes, (SELECT coalesce(sum(size), 0) FROM r WHERE seq > published_seq AND seq <= last_seq AND NOT is_parked) FROM state
+		UNION ALL SELECT 'event IDs that the index lacks', 0, (SELECT count(*) FROM results, state WHERE results.seq <= indexed_seq AND NOT EXISTS (SELECT 1 FROM event_ids i WHERE i.event_id = results.event_id AND i.seq = results.seq))
+		UNION ALL SELECT 'correlation IDs that the index lacks', 0, (SELECT count(*) FROM results, state WHERE results.seq <= indexed_seq AND NOT EXISTS (SELECT 1 FROM correlation_ids i WHERE i.correlation_id = results.correlation_id AND i.seq = results.seq))
+		UNION ALL SELECT 'event IDs in the index without a row', 0, (SELECT count(*) FROM event_ids WHERE seq NOT IN (SELECT seq FROM results))
+		UNION ALL SELECT 'correlation IDs in the index without a row', 0, (SELECT count(*) FROM correlation_ids WHERE seq NOT IN (SELECT seq FROM results))`)
 	if err != nil {
 		return nil, o.judge(fmt.Errorf("count rows: %w", err))
 	}

@@ -61,6 +61,7 @@ func readGenerations(ctx context.Context, conn *sql.Conn) ([]generation, error) 
 func (o *Outbox) startGeneration(ctx context.Context) error {
 	first := o.state.lastSeq + 1
 	err := o.commit(func(tx *transaction) error {
+		tx.state.clean = false
 		if err := tx.exec(`INSERT OR REPLACE INTO generations (first_seq, generation, started_at) VALUES (?,?,?)`, first, o.owner[:], tx.now.UnixMicro()); err != nil {
 			return err
 		}

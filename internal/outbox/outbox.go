@@ -116,9 +116,10 @@ type Outbox struct {
 	mu             sync.Mutex // guards what follows
 	state          state      // as committed
 	generations    []generation
-	proven         int64         // highest published seq we have proof of; state.publishedSeq follows with the next commit
-	unmarked       []Publication // proven, not yet committed
-	unmarkedAt     time.Time     // since when
+	recent         map[uuid.UUID]recentRow // by event ID
+	proven         int64                   // highest published seq we have proof of; state.publishedSeq follows with the next commit
+	unmarked       []Publication           // proven, not yet committed
+	unmarkedAt     time.Time               // since when
 	waiters        map[int64][]chan struct{}
 	queue          []*request
 	queuedRows     int
@@ -126,6 +127,9 @@ type Outbox struct {
 	tasks          []*task
 	closed         bool
 	dedupTrimmedAt time.Time
+
+	merging    *merge    // by the writer alone; nil: none is under way
+	mergeAfter time.Time // by the writer alone: when to try again after a failure
 
 	wake          chan struct{} // one slot: the writer has work
 	pending       chan struct{} // one slot: the publisher has work

@@ -2,7 +2,6 @@ package outbox
 
 import (
 	"context"
-	"database/sql"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -144,10 +143,11 @@ func (o *Outbox) Retry(ctx context.Context, id uuid.UUID) (Entry, error) {
 		s.lastSeq++
 		s.pendingRows, s.pendingBytes = s.pendingRows+1, s.pendingBytes+e.Bytes
 		s.parkedRows, s.parkedBytes = s.parkedRows-1, s.parkedBytes-e.Bytes
+		tx.moved = map[uuid.UUID]recentRow{id: {seq: s.lastSeq, correlation: e.CorrelationID}}
 		return errors.Join(
 			tx.exec(`DELETE FROM parked WHERE seq = ?`, e.Seq),
-			tx.exec(`UPDATE results SET seq = ? WHERE seq = ?`, s.lastSeq, e.Seq),
-			tx.exec(`UPDATE sqlite_sequence SET seq = ? WHERE name = 'results'`, s.lastSeq))
+			tx.unindex(e.Seq, e.Seq, ``),
+			tx.exec(`UPDATE results SET seq = ? WHERE seq = ?`, s.lastSeq, e.Seq))
 	})
 	if err != nil {
 		return Entry{}, err
@@ -166,8 +166,10 @@ func (o *Outbox) Purge(ctx context.Context, id uuid.UUID) error {
 		s := &tx.state
 		s.parkedRows, s.parkedBytes = s.parkedRows-1, s.parkedBytes-e.Bytes
 		s.heldRows, s.heldBytes = s.heldRows-1, s.heldBytes-e.Bytes
+		tx.forgotten = append(tx.forgotten, id)
 		return errors.Join(
 			tx.exec(`DELETE FROM parked WHERE seq = ?`, e.Seq),
+			tx.unindex(e.Seq, e.Seq, ``),
 			tx.exec(`DELETE FROM results WHERE seq = ?`, e.Seq))
 	})
 }
@@ -175,11 +177,15 @@ func (o *Outbox) Purge(ctx context.Context, id uuid.UUID) error {
 // parkedEntry reads through the writer's connection: it must see this very
 // transaction.
 func (tx *transaction) parkedEntry(id uuid.UUID) (Entry, error) {
-	var digest []byte
-	e, err := scanEntry(tx.o.stmts.held.QueryRow(id[:]), &digest)
-	if errors.Is(err, sql.ErrNoRows) {
-		return e, fmt.Errorf("%w: event_id %s", ErrNotFound, id)
+	seq, found, err := tx.find(id)
+	if err != nil {
+		return Entry{}, err
 	}
+	if !found {
+		return Entry{}, fmt.Errorf("%w: event_id %s", ErrNotFound, id)
+	}
+	var digest []byte
+	e, err := scanEntry(tx.o.stmts.held.QueryRow(seq), &digest)
 	if err == nil && e.State != Parked {
 		return e, fmt.Errorf("%w: event_id %s", ErrNotParked, id)
 	}

@@ -99,12 +99,13 @@ func (o *Outbox) publicationOf(ctx context.Context, seq int64) (Publication, err
 
 // Get returns what is known of a result, or ErrNotFound.
 func (o *Outbox) Get(ctx context.Context, id uuid.UUID) (Entry, error) {
-	e, err := scanEntry(o.readers.QueryRowContext(ctx, entryColumns+` FROM results r LEFT JOIN parked p ON p.seq = r.seq WHERE r.event_id = ?`, id[:]))
-	if errors.Is(err, sql.ErrNoRows) {
-		return e, fmt.Errorf("%w: event_id %s", ErrNotFound, id)
-	}
+	var e Entry
+	err := o.lookUp(ctx, id, entryColumns+` FROM results r LEFT JOIN parked p ON p.seq = r.seq`, func(row scanner) (err error) {
+		e, err = scanEntry(row)
+		return err
+	})
 	if err != nil {
-		return e, o.judge(fmt.Errorf("read result: %w", err))
+		return e, err
 	}
 	return e, o.complete(ctx, &e)
 }
@@ -113,11 +114,8 @@ func (o *Outbox) Get(ctx context.Context, id uuid.UUID) (Entry, error) {
 // history window is over; ErrNotFound.
 func (o *Outbox) Payload(ctx context.Context, id uuid.UUID) ([]byte, error) {
 	var payload []byte
-	err := o.readers.QueryRowContext(ctx, `SELECT result FROM results WHERE event_id = ?`, id[:]).Scan(&payload)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, fmt.Errorf("%w: event_id %s", ErrNotFound, id)
-	}
-	return payload, o.judge(err)
+	err := o.lookUp(ctx, id, `SELECT r.result FROM results r`, func(row scanner) error { return row.Scan(&payload) })
+	return payload, err
 }
 
 // List returns entries in seq order.
@@ -164,8 +162,8 @@ func (o *Outbox) listQuery(f Filter) (string, []any) {
 		from = ` FROM parked p JOIN results r ON r.seq = p.seq`
 	}
 	if f.CorrelationID != nil {
-		where += ` AND r.correlation_id = ?`
-		args = append(args, f.CorrelationID[:])
+		where += ` AND r.seq IN (SELECT seq FROM correlation_ids WHERE correlation_id = ? UNION ALL SELECT value FROM json_each(?)) AND r.correlation_id = ?`
+		args = append(args, f.CorrelationID[:], o.recentSeqs(*f.CorrelationID), f.CorrelationID[:])
 	}
 	limit := f.Limit
 	if limit <= 0 || limit > MaxListLimit {

@@ -94,7 +94,7 @@ func (s salvage) run(ctx context.Context) (Recovery, error) {
 // lastSeq takes the highest number that any readable place tells.
 func (s salvage) lastSeq(ctx context.Context) (int64, error) {
 	last := max(
-		s.number(ctx, `SELECT seq FROM sqlite_sequence WHERE name = 'results'`),
+		s.number(ctx, `SELECT last_seq FROM state`),
 		s.number(ctx, `SELECT max(seq) FROM results`),
 		s.number(ctx, `SELECT last_seq FROM (SELECT max(first_seq) AS last_seq FROM generations)`))
 	if last == 0 {
@@ -139,7 +139,7 @@ func (s salvage) copySlice(ctx context.Context, from, to int64) (int64, error) {
 }
 
 func (s salvage) read(ctx context.Context, from, to int64) ([][]any, error) {
-	rows, err := s.src.QueryContext(ctx, `SELECT `+resultColumns+` FROM results NOT INDEXED WHERE seq BETWEEN ? AND ?`, from, to)
+	rows, err := s.src.QueryContext(ctx, `SELECT `+resultColumns+` FROM results WHERE seq BETWEEN ? AND ?`, from, to)
 	if err != nil {
 		return nil, err
 	}
@@ -178,11 +178,13 @@ func (s salvage) settle(ctx context.Context, tx *transaction, published, last in
 	if err := tx.exec(`INSERT INTO publications (through, published_at, topic, placements) SELECT ?, ?, '', x'' WHERE ? > 0`, published, tx.now.UnixMicro(), published); err != nil {
 		return err
 	}
-	if err := tx.exec(`INSERT OR REPLACE INTO sqlite_sequence (rowid, name, seq) SELECT (SELECT rowid FROM sqlite_sequence WHERE name = 'results'), 'results', ?`, last); err != nil {
+	st := &tx.state
+	st.publishedSeq, st.lastSeq, st.indexedSeq = published, last, last
+	if err := errors.Join(
+		tx.exec(`INSERT OR IGNORE INTO event_ids SELECT event_id, seq FROM results ORDER BY event_id`),
+		tx.exec(`INSERT OR IGNORE INTO correlation_ids SELECT correlation_id, seq FROM results ORDER BY correlation_id`)); err != nil {
 		return err
 	}
-	st := &tx.state
-	st.publishedSeq, st.lastSeq = published, last
 	const count = `SELECT count(*), coalesce(sum(size), 0) FROM results WHERE `
 	for _, c := range []struct {
 		where       string

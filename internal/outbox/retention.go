@@ -113,7 +113,11 @@ func (tx *transaction) prune(through int64) (more bool, err error) {
 		return false, fmt.Errorf("measure expired results: %w", err)
 	}
 	s.heldRows, s.heldBytes, s.prunedSeq = s.heldRows-rows, s.heldBytes-bytes, to
+	if err := tx.forget(from, to); err != nil {
+		return false, err
+	}
 	return to < through, errors.Join(
+		tx.unindex(from+1, to, ` AND seq NOT IN (SELECT seq FROM parked)`),
 		tx.exec(`DELETE FROM results`+where, from, to),
 		tx.exec(`DELETE FROM publications WHERE through <= ?`, to))
 }

@@ -9,11 +9,13 @@ import (
 	"github.com/google/uuid"
 )
 
-// state mirrors the table of that name, and the highest seq ever given.
+// state mirrors the table of that name, brought up to the newest row.
 type state struct {
 	outboxID     uuid.UUID
 	clean        bool
 	delivery     string
+	lastSeq      int64 // highest ever given, not MAX(seq): rows go
+	indexedSeq   int64
 	publishedSeq int64
 	slimSeq      int64
 	prunedSeq    int64
@@ -24,7 +26,14 @@ type state struct {
 	heldRows     int64
 	heldBytes    int64
 	position     WatermarkPosition
-	lastSeq      int64 // sqlite_sequence, not MAX(seq): rows get pruned
+}
+
+// appended is the state after rows more were given, up to seq last.
+func (s state) appended(rows, bytes, last int64) state {
+	s.lastSeq = last
+	s.pendingRows, s.pendingBytes = s.pendingRows+rows, s.pendingBytes+bytes
+	s.heldRows, s.heldBytes = s.heldRows+rows, s.heldBytes+bytes
+	return s
 }
 
 // loadState reads the state, and makes it on the first start.
@@ -38,7 +47,9 @@ func (o *Outbox) loadState(ctx context.Context) error {
 		return err
 	}
 	o.state, o.wasClean, o.proven = s, s.clean, s.publishedSeq
-	o.state.clean = false
+	if err := o.loadRecent(ctx); err != nil {
+		return err
+	}
 	o.generations, err = readGenerations(ctx, o.conn)
 	return err
 }
@@ -46,10 +57,10 @@ func (o *Outbox) loadState(ctx context.Context) error {
 func readState(ctx context.Context, conn *sql.Conn) (state, error) {
 	var s state
 	var id, topic []byte
-	err := conn.QueryRowContext(ctx, `SELECT outbox_id, clean, delivery, published_seq, slim_seq, pruned_seq,
+	err := conn.QueryRowContext(ctx, `SELECT outbox_id, clean, delivery, last_seq, indexed_seq, published_seq, slim_seq, pruned_seq,
 		pending_rows, pending_bytes, parked_rows, parked_bytes, held_rows, held_bytes,
 		watermark_topic, watermark_partitions, watermark_partition, watermark_offset FROM state`).Scan(
-		&id, &s.clean, &s.delivery, &s.publishedSeq, &s.slimSeq, &s.prunedSeq,
+		&id, &s.clean, &s.delivery, &s.lastSeq, &s.indexedSeq, &s.publishedSeq, &s.slimSeq, &s.prunedSeq,
 		&s.pendingRows, &s.pendingBytes, &s.parkedRows, &s.parkedBytes, &s.heldRows, &s.heldBytes,
 		&topic, &s.position.Partitions, &s.position.Partition, &s.position.Offset)
 	if err != nil {
@@ -59,16 +70,13 @@ func readState(ctx context.Context, conn *sql.Conn) (state, error) {
 		return s, fmt.Errorf("read the outbox ID: %w", err)
 	}
 	copy(s.position.TopicID[:], topic)
-	err = conn.QueryRowContext(ctx, `SELECT seq FROM sqlite_sequence WHERE name = 'results'`).Scan(&s.lastSeq)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return s, fmt.Errorf("read the last seq: %w", err)
-	}
 	return s, nil
 }
 
 // statements are the writer's, prepared once.
 type statements struct {
-	insert, held, update *sql.Stmt
+	insert, seqOf, held, update  *sql.Stmt
+	indexEvent, indexCorrelation *sql.Stmt
 }
 
 func (s *statements) prepare(ctx context.Context, conn *sql.Conn) error {
@@ -76,10 +84,13 @@ func (s *statements) prepare(ctx context.Context, conn *sql.Conn) error {
 		stmt **sql.Stmt
 		text string
 	}{
-		{&s.insert, `INSERT INTO results (event_id, correlation_id, workflow_id, workflow_run_id, status, accepted_at, timestamp, size, digest, traceparent, tracestate, error, result)
-			VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (event_id) DO NOTHING`},
-		{&s.held, entryColumns + `, r.digest FROM results r LEFT JOIN parked p ON p.seq = r.seq WHERE r.event_id = ?`},
-		{&s.update, `UPDATE state SET outbox_id=?, clean=?, delivery=?, published_seq=?, slim_seq=?, pruned_seq=?, pending_rows=?, pending_bytes=?,
+		{&s.insert, `INSERT INTO results (seq, event_id, correlation_id, workflow_id, workflow_run_id, status, accepted_at, timestamp, size, digest, traceparent, tracestate, error, result)
+			VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)`},
+		{&s.seqOf, `SELECT seq FROM event_ids WHERE event_id = ?`},
+		{&s.held, entryColumns + `, r.digest FROM results r LEFT JOIN parked p ON p.seq = r.seq WHERE r.seq = ?`},
+		{&s.indexEvent, `INSERT OR REPLACE INTO event_ids (event_id, seq) VALUES (?,?)`},
+		{&s.indexCorrelation, `INSERT OR IGNORE INTO correlation_ids (correlation_id, seq) VALUES (?,?)`},
+		{&s.update, `UPDATE state SET outbox_id=?, clean=?, delivery=?, last_seq=?, indexed_seq=?, published_seq=?, slim_seq=?, pruned_seq=?, pending_rows=?, pending_bytes=?,
 			parked_rows=?, parked_bytes=?, held_rows=?, held_bytes=?, watermark_topic=?, watermark_partitions=?, watermark_partition=?, watermark_offset=?`},
 	} {
 		stmt, err := conn.PrepareContext(ctx, p.text)
@@ -93,7 +104,7 @@ func (s *statements) prepare(ctx context.Context, conn *sql.Conn) error {
 
 func (s *statements) close() error {
 	var errs []error
-	for _, stmt := range []*sql.Stmt{s.insert, s.held, s.update} {
+	for _, stmt := range []*sql.Stmt{s.insert, s.seqOf, s.held, s.update, s.indexEvent, s.indexCorrelation} {
 		if stmt != nil {
 			errs = append(errs, stmt.Close())
 		}
@@ -101,8 +112,14 @@ func (s *statements) close() error {
 	return errors.Join(errs...)
 }
 
-func (o *Outbox) writeState(s *state) error {
-	_, err := o.stmts.update.Exec(s.outboxID[:], s.clean, s.delivery, s.publishedSeq, s.slimSeq, s.prunedSeq, s.pendingRows, s.pendingBytes,
+// writeState writes the state, unless rows were appended and nothing else
+// changed: those are counted at the next start, or written with the next change.
+func (tx *transaction) writeState() error {
+	s, o := &tx.state, tx.o
+	if *s == o.state.appended(tx.rows, tx.bytes, s.lastSeq) {
+		return nil
+	}
+	_, err := o.stmts.update.Exec(s.outboxID[:], s.clean, s.delivery, s.lastSeq, s.indexedSeq, s.publishedSeq, s.slimSeq, s.prunedSeq, s.pendingRows, s.pendingBytes,
 		s.parkedRows, s.parkedBytes, s.heldRows, s.heldBytes, s.position.TopicID[:], s.position.Partitions, s.position.Partition, s.position.Offset)
 	if err != nil {
 		return fmt.Errorf("write the state: %w", err)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
+
 	"workflow-results-sidecar/internal/result"
 )
 
@@ -39,8 +41,13 @@ type transaction struct {
 	o     *Outbox
 	state state
 	now   time.Time
-	rows  int // appended
+	rows  int64 // appended
 	bytes int64
+
+	remembered []uuid.UUID             // put into o.recent already; taken out again on a rollback
+	moved      map[uuid.UUID]recentRow // put into o.recent with the commit
+	forgotten  []uuid.UUID             // taken out of o.recent with the commit
+	merged     int64                   // rows up to it are in the indexes from this commit on
 }
 
 // runWriter takes what has queued up, commits it and answers, until ctx ends.
@@ -76,7 +83,7 @@ func (o *Outbox) writeAll() error {
 	for {
 		batch, tasks := o.takeQueued()
 		markDue := o.untilMark() <= 0
-		if len(batch) == 0 && len(tasks) == 0 && !markDue {
+		if len(batch) == 0 && len(tasks) == 0 && !markDue && !o.mergeDue() {
 			return o.fatalError()
 		}
 		switch {
@@ -86,6 +93,9 @@ func (o *Outbox) writeAll() error {
 			if err := o.commitMarks(); err != nil {
 				return err
 			}
+		}
+		if err := o.mergeSome(rowsOf(batch)); err != nil {
+			return err
 		}
 		for _, t := range tasks {
 			t.done <- o.commit(t.do)
@@ -138,12 +148,20 @@ func (o *Outbox) takeQueued() (batch []*request, tasks []*task) {
 	return batch, tasks
 }
 
+func rowsOf(batch []*request) int {
+	n := 0
+	for _, r := range batch {
+		n += len(r.results)
+	}
+	return n
+}
+
 // commitBatch is the group commit: one transaction, one fsync, then everybody
 // is answered. If we crash before the fsync nobody has been answered; if we
 // crash after it the resends find their results held.
 func (o *Outbox) commitBatch(batch []*request) {
 	start := time.Now()
-	rows := 0
+	var rows int64
 	err := o.commit(func(tx *transaction) error {
 		if err := tx.makeRoom(batch); err != nil {
 			return err
@@ -182,11 +200,12 @@ func (o *Outbox) commit(do func(*transaction) error) error {
 	marks := o.unmarked[:len(o.unmarked):len(o.unmarked)]
 	o.mu.Unlock()
 	if err := o.transact(tx, do, marks); err != nil {
-		return o.rollback(err)
+		return tx.rollback(err)
 	}
 	o.wrote(tx.bytes)
 	o.mu.Lock()
 	o.state = tx.state
+	tx.settleRecent()
 	o.unmarked = append(o.unmarked[:0], o.unmarked[len(marks):]...)
 	o.unmarkedAt = time.Now()
 	o.mu.Unlock()
@@ -205,7 +224,7 @@ func (o *Outbox) transact(tx *transaction, do func(*transaction) error, marks []
 	if err := do(tx); err != nil {
 		return err
 	}
-	if err := o.writeState(&tx.state); err != nil {
+	if err := tx.writeState(); err != nil {
 		return err
 	}
 	return tx.exec(`COMMIT`)
@@ -214,7 +233,9 @@ func (o *Outbox) transact(tx *transaction, do func(*transaction) error, marks []
 // rollback ends a failed transaction. SQLite may have rolled back by itself
 // (SQLITE_FULL does); a connection that stays in a transaction afterwards would
 // let later rows ride on an unknown one, so that ends the process.
-func (o *Outbox) rollback(cause error) error {
+func (tx *transaction) rollback(cause error) error {
+	o := tx.o
+	tx.forgetRemembered()
 	_, err := o.conn.ExecContext(context.Background(), `ROLLBACK`)
 	if inTransaction(o.conn) {
 		fatal := fmt.Errorf("%w: cannot roll back: %w (after %w)", ErrBroken, err, cause)

@@ -1,9 +1,13 @@
--- One row: identity, what is published, and counters that never need a scan.
+-- One row: identity, what is published, and counters that never need a scan. It
+-- says how things stood at last_seq: rows after it were appended since and are
+-- counted at the start, so that an append need not write it.
 CREATE TABLE state (
     one                  INTEGER PRIMARY KEY CHECK (one = 1),
     outbox_id            BLOB    NOT NULL,            -- the transactional ID derives from it
     clean                INTEGER NOT NULL DEFAULT 1,  -- 0 while a process has it open
     delivery             TEXT    NOT NULL DEFAULT '', -- the mode that published last
+    last_seq             INTEGER NOT NULL DEFAULT 0,  -- highest seq given; never given again, though rows go
+    indexed_seq          INTEGER NOT NULL DEFAULT 0,  -- rows up to it are in event_ids and correlation_ids
     published_seq        INTEGER NOT NULL DEFAULT 0,  -- every seq up to it is published, parked ones aside
     slim_seq             INTEGER NOT NULL DEFAULT 0,  -- payloads up to it are gone (history window)
     pruned_seq           INTEGER NOT NULL DEFAULT 0,  -- rows up to it are gone (deduplication window)
@@ -20,7 +24,7 @@ CREATE TABLE state (
 );
 
 CREATE TABLE results (
-    seq             INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq             INTEGER PRIMARY KEY,
     event_id        BLOB    NOT NULL,
     correlation_id  BLOB    NOT NULL,
     workflow_id     TEXT    NOT NULL,
@@ -35,8 +39,18 @@ CREATE TABLE results (
     error           TEXT,
     result          BLOB              -- NULL once the history window is over
 );
-CREATE UNIQUE INDEX results_event_id ON results (event_id);
-CREATE INDEX results_correlation_id ON results (correlation_id);
+
+-- The indexes of the two IDs. They are tables of their own because rows come into
+-- them in bulk, sorted: IDs are random, and one at a time each would dirty a page.
+CREATE TABLE event_ids (
+    event_id BLOB    PRIMARY KEY,
+    seq      INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE correlation_ids (
+    correlation_id BLOB    NOT NULL,
+    seq            INTEGER NOT NULL,
+    PRIMARY KEY (correlation_id, seq)
+) WITHOUT ROWID;
 
 CREATE TABLE parked (
     seq       INTEGER PRIMARY KEY,
