@@ -58,17 +58,24 @@ func (o *Outbox) checkpointOnce(ctx context.Context, conn *sql.Conn) error {
 	}
 	if left > walFramesBound {
 		o.walTooLong.Store(true)
-		o.wakeWriter()
 	}
+	o.walNearlyDone.Store(true)
+	o.wakeWriter()
 	return nil
 }
 
-// shortenWAL is the writer's own checkpoint: with nobody appending, it ends.
-func (o *Outbox) shortenWAL() error {
-	if !o.walTooLong.Swap(false) {
+// finishCheckpoint is the writer's own step: with nobody appending it ends, and
+// the next commit starts again at the WAL's top. Overwriting a file costs half of
+// what growing one does. Only where the WAL has become too long is it cut, which
+// waits for readers.
+func (o *Outbox) finishCheckpoint() error {
+	mode := "PASSIVE"
+	if o.walTooLong.Swap(false) {
+		mode = "TRUNCATE"
+	} else if !o.walNearlyDone.Swap(false) {
 		return nil
 	}
-	_, _, err := checkpoint(context.Background(), o.conn, "TRUNCATE")
+	_, _, err := checkpoint(context.Background(), o.conn, mode)
 	return o.tolerate(context.Background(), "checkpoint failed", err)
 }
 

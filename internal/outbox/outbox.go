@@ -136,6 +136,7 @@ type Outbox struct {
 	checkpointDue chan struct{} // one slot
 	dirtyBytes    atomic.Int64
 	committing    atomic.Int64 // since when, in Unix nanoseconds; 0: no commit is under way
+	walNearlyDone atomic.Bool // a checkpoint has left little: the writer ends it
 	walTooLong    atomic.Bool
 	fatal         atomic.Pointer[error]
 	damage        atomic.Pointer[string]

@@ -100,7 +100,7 @@ func (o *Outbox) writeAll() error {
 		for _, t := range tasks {
 			t.done <- o.commit(t.do)
 		}
-		if err := o.shortenWAL(); err != nil {
+		if err := o.finishCheckpoint(); err != nil {
 			return err
 		}
 	}
