@@ -42,6 +42,7 @@ func (o *Outbox) Append(ctx context.Context, rs []result.Result) ([]Outcome, err
 	if err := o.enqueue(r); err != nil {
 		return nil, err
 	}
+	o.lead()
 	select {
 	case err := <-r.done:
 		if err != nil {
@@ -68,7 +69,6 @@ func (o *Outbox) enqueue(r *request) error {
 	o.queue = append(o.queue, r)
 	o.queuedRows += len(r.results)
 	o.queuedBytes += r.bytes
-	o.wakeWriter()
 	return nil
 }
 

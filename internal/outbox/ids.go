@@ -202,15 +202,13 @@ func (o *Outbox) mergeDue() bool {
 	return len(o.recent) >= mergeRows
 }
 
-// mergeSome takes one step of a merge, after appended rows.
-func (o *Outbox) mergeSome(appended int) error {
-	if !o.mergeDue() {
-		return nil
-	}
+// mergeSome takes one step of a merge.
+func (o *Outbox) mergeSome() error {
 	if o.merging == nil {
 		o.merging = o.newMerge()
 	}
-	n := max(mergeSlice, mergePace*appended)
+	n := max(mergeSlice, mergePace*o.sinceMerge)
+	o.sinceMerge = 0
 	m := o.merging
 	err := o.commit(func(tx *transaction) error { return tx.mergeSlice(m, n) })
 	if err != nil {

@@ -14,8 +14,8 @@
 //     is pending or parked goes only by Purge.
 //   - A failed fsync ends Run: after it nothing is answered from this process.
 //
-// One goroutine (Run) writes; the others hand it their work. The directory is
-// locked: one process at a time.
+// One goroutine writes at a time: Run's, or the caller of Append who finds nobody
+// writing. The directory is locked: one process at a time.
 package outbox
 
 import (
@@ -105,8 +105,8 @@ type Outbox struct {
 	log     *slog.Logger
 	metrics *metrics.Metrics
 	lock    *os.File
-	db      *sql.DB   // the writer's; conn is its first connection
-	conn    *sql.Conn // used by Run alone, once it runs
+	db      *sql.DB // the writer's; conn is its first connection
+	conn    *sql.Conn
 	readers *sql.DB
 	stmts   statements
 
@@ -128,15 +128,19 @@ type Outbox struct {
 	closed         bool
 	dedupTrimmedAt time.Time
 
-	merging    *merge    // by the writer alone; nil: none is under way
-	mergeAfter time.Time // by the writer alone: when to try again after a failure
+	// writing is held while somebody writes: Run's writer, or a caller that found
+	// nobody doing so. It guards conn, stmts, and what follows; it comes before mu.
+	writing    sync.Mutex
+	merging    *merge    // nil: none is under way
+	mergeAfter time.Time // when to try again after a failure
+	sinceMerge int       // rows appended since the last step of a merge
 
 	wake          chan struct{} // one slot: the writer has work
 	pending       chan struct{} // one slot: the publisher has work
 	checkpointDue chan struct{} // one slot
 	dirtyBytes    atomic.Int64
 	committing    atomic.Int64 // since when, in Unix nanoseconds; 0: no commit is under way
-	walNearlyDone atomic.Bool // a checkpoint has left little: the writer ends it
+	walNearlyDone atomic.Bool  // a checkpoint has left little: the writer ends it
 	walTooLong    atomic.Bool
 	fatal         atomic.Pointer[error]
 	damage        atomic.Pointer[string]
@@ -212,6 +216,8 @@ func (o *Outbox) Close() error {
 	o.mu.Unlock()
 	o.refuseQueued(ErrClosed)
 	var err error
+	o.writing.Lock() // somebody may still be at it
+	defer o.writing.Unlock()
 	if o.fatalError() == nil && o.damage.Load() == nil {
 		err = o.leaveClean()
 	}

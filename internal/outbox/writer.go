@@ -50,6 +50,21 @@ type transaction struct {
 	merged     int64                   // rows up to it are in the indexes from this commit on
 }
 
+// lead lets a caller who finds nobody writing commit what is queued itself, its
+// own request among it. It saves two switches between goroutines, which cost a
+// caller who is alone half as much as the commit.
+func (o *Outbox) lead() {
+	if !o.writing.TryLock() {
+		o.wakeWriter()
+		return
+	}
+	defer o.writing.Unlock()
+	o.commitBatch(o.takeBatch())
+	if o.fatalError() != nil {
+		o.wakeWriter()
+	}
+}
+
 // runWriter takes what has queued up, commits it and answers, until ctx ends.
 func (o *Outbox) runWriter(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
@@ -73,6 +88,8 @@ func (o *Outbox) runWriter(ctx context.Context) error {
 func (o *Outbox) drainWriter() error {
 	err := o.writeAll()
 	if err == nil && o.untilMark() < time.Hour {
+		o.writing.Lock()
+		defer o.writing.Unlock()
 		err = o.commitMarks()
 	}
 	return errors.Join(err, o.fatalError())
@@ -80,30 +97,33 @@ func (o *Outbox) drainWriter() error {
 
 // writeAll works until nothing is due.
 func (o *Outbox) writeAll() error {
-	for {
-		batch, tasks := o.takeQueued()
-		markDue := o.untilMark() <= 0
-		if len(batch) == 0 && len(tasks) == 0 && !markDue && !o.mergeDue() {
-			return o.fatalError()
-		}
-		switch {
-		case len(batch) > 0:
-			o.commitBatch(batch)
-		case markDue:
-			if err := o.commitMarks(); err != nil {
-				return err
-			}
-		}
-		if err := o.mergeSome(rowsOf(batch)); err != nil {
-			return err
-		}
-		for _, t := range tasks {
-			t.done <- o.commit(t.do)
-		}
-		if err := o.finishCheckpoint(); err != nil {
+	for more := true; more; {
+		var err error
+		if more, err = o.writeRound(); err != nil {
 			return err
 		}
 	}
+	return o.fatalError()
+}
+
+// writeRound does one step of each kind of work that is due, results first, and
+// reports whether there was any.
+func (o *Outbox) writeRound() (worked bool, err error) {
+	o.writing.Lock()
+	defer o.writing.Unlock()
+	batch, tasks, markDue, mergeDue := o.takeBatch(), o.takeTasks(), o.untilMark() <= 0, o.mergeDue()
+	o.commitBatch(batch)
+	if markDue && len(batch) == 0 { // else they rode on the batch
+		err = o.commitMarks()
+	}
+	if mergeDue {
+		err = errors.Join(err, o.mergeSome())
+	}
+	for _, t := range tasks {
+		t.done <- o.commit(t.do)
+	}
+	err = errors.Join(err, o.finishCheckpoint())
+	return len(batch) > 0 || len(tasks) > 0 || markDue || mergeDue, err
 }
 
 // untilMark is the time until proven publications must be committed.
@@ -129,7 +149,16 @@ func (o *Outbox) commitMarks() error {
 	return nil
 }
 
-func (o *Outbox) takeQueued() (batch []*request, tasks []*task) {
+func (o *Outbox) takeTasks() []*task {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	tasks := o.tasks
+	o.tasks = nil
+	return tasks
+}
+
+// takeBatch takes what one commit may hold.
+func (o *Outbox) takeBatch() (batch []*request) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	rows, bytes, n := 0, int64(0), 0
@@ -144,22 +173,16 @@ func (o *Outbox) takeQueued() (batch []*request, tasks []*task) {
 	o.queue = append(o.queue[:0], o.queue[n:]...)
 	o.queuedRows -= rows
 	o.queuedBytes -= bytes
-	tasks, o.tasks = o.tasks, nil
-	return batch, tasks
-}
-
-func rowsOf(batch []*request) int {
-	n := 0
-	for _, r := range batch {
-		n += len(r.results)
-	}
-	return n
+	return batch
 }
 
 // commitBatch is the group commit: one transaction, one fsync, then everybody
 // is answered. If we crash before the fsync nobody has been answered; if we
 // crash after it the resends find their results held.
 func (o *Outbox) commitBatch(batch []*request) {
+	if len(batch) == 0 {
+		return
+	}
 	start := time.Now()
 	var rows int64
 	err := o.commit(func(tx *transaction) error {
@@ -177,6 +200,7 @@ func (o *Outbox) commitBatch(batch []*request) {
 	if err == nil {
 		o.metrics.CommitSeconds.Observe(time.Since(start).Seconds())
 		o.metrics.CommitRows.Observe(float64(rows))
+		o.sinceMerge += int(rows)
 		if rows > 0 {
 			o.signalPending()
 		}
