@@ -94,11 +94,13 @@ func (tx *transaction) mark(p Publication) error {
 	if p.Through <= s.publishedSeq {
 		return nil
 	}
-	var rows, bytes int64
-	err := tx.o.conn.QueryRowContext(context.Background(), `SELECT count(*), coalesce(sum(size), 0) FROM results
-		WHERE seq > ? AND seq <= ? AND seq NOT IN (SELECT seq FROM parked)`, s.publishedSeq, p.Through).Scan(&rows, &bytes)
-	if err != nil {
-		return fmt.Errorf("count what was published: %w", err)
+	rows, bytes := int64(len(p.Placements)), p.Bytes
+	if bytes == 0 {
+		err := tx.o.conn.QueryRowContext(context.Background(), `SELECT count(*), coalesce(sum(size), 0) FROM results
+			WHERE seq > ? AND seq <= ? AND seq NOT IN (SELECT seq FROM parked)`, s.publishedSeq, p.Through).Scan(&rows, &bytes)
+		if err != nil {
+			return fmt.Errorf("count what was published: %w", err)
+		}
 	}
 	s.pendingRows, s.pendingBytes, s.publishedSeq = s.pendingRows-rows, s.pendingBytes-bytes, p.Through
 	if p.Watermark != (WatermarkPosition{}) {

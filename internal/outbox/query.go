@@ -188,11 +188,11 @@ func (o *Outbox) Next(ctx context.Context, after int64, maxRows int, maxBytes in
 	var out []Row
 	var bytes int64
 	for rows.Next() {
-		r, size, err := scanRow(rows)
+		r, err := scanRow(rows)
 		if err != nil {
 			return nil, o.judge(fmt.Errorf("read pending results: %w", err))
 		}
-		if bytes += size; bytes > maxBytes && len(out) > 0 {
+		if bytes += r.Bytes; bytes > maxBytes && len(out) > 0 {
 			return out, nil
 		}
 		out = append(out, r)
@@ -203,19 +203,19 @@ func (o *Outbox) Next(ctx context.Context, after int64, maxRows int, maxBytes in
 	return out, nil
 }
 
-func scanRow(rows *sql.Rows) (r Row, size int64, err error) {
+func scanRow(rows *sql.Rows) (r Row, err error) {
 	var event, correlation sql.RawBytes
 	var status, timestamp string
 	var accepted int64
 	res := &r.Result
-	if err := rows.Scan(&r.Seq, &event, &correlation, &res.WorkflowID, &res.WorkflowRunID, &status, &accepted, &timestamp, &size,
+	if err := rows.Scan(&r.Seq, &event, &correlation, &res.WorkflowID, &res.WorkflowRunID, &status, &accepted, &timestamp, &r.Bytes,
 		&res.TraceParent, &res.TraceState, &res.Error, &res.Payload); err != nil {
-		return r, 0, err
+		return r, err
 	}
 	copy(res.EventID[:], event)
 	copy(res.CorrelationID[:], correlation)
 	res.Status = result.Status(status)
 	r.AcceptedAt = time.UnixMicro(accepted).UTC()
 	res.Timestamp, err = time.Parse(time.RFC3339Nano, timestamp)
-	return r, size, err
+	return r, err
 }

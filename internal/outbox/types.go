@@ -67,6 +67,7 @@ const MaxListLimit = 1000
 type Row struct {
 	Seq        int64
 	AcceptedAt time.Time
+	Bytes      int64 // what it counts against the limits
 	Result     result.Result
 }
 
@@ -85,6 +86,7 @@ type Publication struct {
 	At         time.Time
 	Topic      string
 	Placements []Placement
+	Bytes      int64             // of the results in Placements; 0: unknown, they are counted
 	Watermark  WatermarkPosition // of the watermark that proves it; zero if there is none
 }
 

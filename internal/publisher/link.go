@@ -166,6 +166,7 @@ func (l *link) publishIdempotently(rows []outbox.Row, through int64) (outbox.Pub
 	pub := outbox.Publication{Through: through, At: l.p.opts.Now().UTC(), Topic: l.p.opts.Topic.Name}
 	for _, r := range rows {
 		pub.Placements = append(pub.Placements, acked[r.Seq])
+		pub.Bytes += r.Bytes
 		delete(acked, r.Seq)
 	}
 	return pub, nil
@@ -184,6 +185,7 @@ func (l *link) publication(rows []outbox.Row, records []*kgo.Record, through int
 	pub := outbox.Publication{Through: through, At: l.p.opts.Now().UTC(), Topic: l.p.opts.Topic.Name, Placements: make([]outbox.Placement, len(rows))}
 	for i := range rows {
 		pub.Placements[i] = outbox.Placement{Seq: rows[i].Seq, Partition: records[i].Partition, Offset: records[i].Offset}
+		pub.Bytes += rows[i].Bytes
 	}
 	return pub
 }
