@@ -205,7 +205,7 @@ func (o *Outbox) mergeDue() bool {
 // mergeSome takes one step of a merge.
 func (o *Outbox) mergeSome() error {
 	if o.merging == nil {
-		o.merging = o.newMerge()
+		o.merging, o.sinceMerge = o.newMerge(), 0
 	}
 	n := max(mergeSlice, mergePace*o.sinceMerge)
 	o.sinceMerge = 0

@@ -60,7 +60,7 @@ func (o *Outbox) lead() {
 	}
 	defer o.writing.Unlock()
 	o.commitBatch(o.takeBatch())
-	if o.fatalError() != nil {
+	if o.mergeDue() || o.fatalError() != nil {
 		o.wakeWriter()
 	}
 }
