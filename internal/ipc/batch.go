@@ -66,7 +66,7 @@ func (s *Server) acceptBatch(r *http.Request, data []byte, wait time.Duration, w
 		b.answer(i, out, s)
 	}
 	if wait > 0 {
-		extendDeadline(w, wait)
+		s.extendDeadline(w, wait)
 		return b, s.waitBatch(r.Context(), b, outs, wait)
 	}
 	return b, nil

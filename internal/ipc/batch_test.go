@@ -11,24 +11,32 @@ import (
 	"github.com/google/uuid"
 )
 
-func (h *harness) batch(query string, lines ...string) []line {
+// batchLine is an answer line as a client sees it.
+type batchLine struct {
+	Line   int `json:"line"`
+	Status int `json:"status"`
+	receipt
+	Problem *problem `json:"problem"`
+}
+
+func (h *harness) batch(query string, lines ...string) []batchLine {
 	h.t.Helper()
 	return h.batchText(query, strings.Join(lines, "\n"))
 }
 
-func (h *harness) batchText(query, body string) []line {
+func (h *harness) batchText(query, body string) []batchLine {
 	h.t.Helper()
 	a := h.call(http.MethodPost, "/v1/results:batch"+query, "application/x-ndjson", strings.NewReader(body))
 	a.want(h.t, 200, "")
 	return linesOf(h.t, a.text)
 }
 
-func linesOf(t *testing.T, text string) []line {
+func linesOf(t *testing.T, text string) []batchLine {
 	t.Helper()
-	var lines []line
+	var lines []batchLine
 	sc := bufio.NewScanner(strings.NewReader(text))
 	for sc.Scan() {
-		var l line
+		var l batchLine
 		if err := json.Unmarshal(sc.Bytes(), &l); err != nil {
 			t.Fatalf("%v: %s", err, sc.Text())
 		}
@@ -38,7 +46,7 @@ func linesOf(t *testing.T, text string) []line {
 }
 
 // told writes an answer as its line numbers, statuses and problems.
-func told(lines []line) string {
+func told(lines []batchLine) string {
 	var words []string
 	for _, l := range lines {
 		word := fmt.Sprintf("%d:%d", l.Line, l.Status)
@@ -108,7 +116,7 @@ func TestBatchFillsWhatIsLeft(t *testing.T) {
 
 func TestBatchWaits(t *testing.T) {
 	h := start(t)
-	got := make(chan []line, 1)
+	got := make(chan []batchLine, 1)
 	go func() {
 		a, err := h.try(t.Context(), http.MethodPost, "/v1/results:batch?wait=published&timeout=1m", "application/x-ndjson",
 			strings.NewReader(oneEvent()+"\n{}\n"+oneEvent()))

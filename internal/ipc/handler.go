@@ -75,7 +75,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, out outbox.Outco
 		writeReceipt(w, status, receiptOf(out.Entry, out.Duplicate))
 		return
 	}
-	extendDeadline(w, wait)
+	s.extendDeadline(w, wait)
 	e, err := s.waitPublished(r.Context(), out.Entry, wait)
 	switch {
 	case err != nil:
@@ -90,9 +90,9 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, out outbox.Outco
 }
 
 // extendDeadline keeps the answer from falling to the write time-out.
-func extendDeadline(w http.ResponseWriter, wait time.Duration) {
+func (s *Server) extendDeadline(w http.ResponseWriter, wait time.Duration) {
 	rc := http.NewResponseController(w)
-	deadline := time.Now().Add(wait + writeTimeout)
+	deadline := time.Now().Add(wait + s.opts.WriteTimeout)
 	_ = errors.Join(rc.SetReadDeadline(deadline), rc.SetWriteDeadline(deadline)) // net/http supports both on every connection of ours
 }
 

@@ -1,7 +1,9 @@
 package ipc
 
 import (
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -59,7 +61,7 @@ func (s *Server) dispatch(w http.ResponseWriter, r *http.Request, m methods) {
 		h(w, r)
 		return
 	}
-	for method := range m {
+	for _, method := range slices.Sorted(maps.Keys(m)) {
 		w.Header().Add("Allow", method)
 	}
 	s.refuse(w, newProblem(http.StatusMethodNotAllowed, "method", "method not allowed", r.Method+" is not known here; the Allow header lists what is"))

@@ -50,6 +50,7 @@ type Options struct {
 	MaxConnections   int
 	MaxWait          time.Duration // longest timeout= of wait=published
 	ReadTimeout      time.Duration // a whole request
+	WriteTimeout     time.Duration // an answer, beyond the reading and any wait for publication
 	IdleTimeout      time.Duration // between two requests of a connection
 
 	ShowPayload bool
@@ -70,13 +71,13 @@ func DefaultOptions() Options {
 		MaxConnections:   1024,
 		MaxWait:          10 * time.Minute,
 		ReadTimeout:      30 * time.Second,
+		WriteTimeout:     30 * time.Second,
 		IdleTimeout:      2 * time.Minute,
 		Now:              time.Now,
 	}
 }
 
 const (
-	writeTimeout    = 30 * time.Second // for an answer, beyond any wait for publication
 	shutdownTimeout = 5 * time.Second  // for requests under way, at the end
 	maxHeaderBytes  = 16 << 10
 )
@@ -109,7 +110,7 @@ func Listen(opts Options) (*Server, error) {
 		Handler:           srv,
 		ReadTimeout:       opts.ReadTimeout,
 		ReadHeaderTimeout: min(opts.ReadTimeout, 10*time.Second),
-		WriteTimeout:      opts.ReadTimeout + writeTimeout,
+		WriteTimeout:      opts.ReadTimeout + opts.WriteTimeout,
 		IdleTimeout:       opts.IdleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(opts.Log.Handler(), slog.LevelWarn),

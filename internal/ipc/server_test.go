@@ -186,7 +186,10 @@ type checked struct {
 func (c *checked) CloseIdleConnections() { c.next.CloseIdleConnections() }
 
 func (c *checked) RoundTrip(req *http.Request) (*http.Response, error) {
-	var sent []byte
+	var sent []byte // nil where the length is not told
+	if req.Body == nil {
+		sent = []byte{}
+	}
 	if req.GetBody != nil {
 		r, err := req.GetBody()
 		if err != nil {
@@ -267,7 +270,7 @@ func (h *harness) send(req *http.Request) (a answer, err error) {
 		return a, err
 	}
 	a.status, a.header, a.text = resp.StatusCode, resp.Header, string(text)
-	if strings.Contains(resp.Header.Get("Content-Type"), "json") && !strings.Contains(resp.Header.Get("Content-Type"), "ndjson") {
+	if req.Method != http.MethodHead && strings.Contains(resp.Header.Get("Content-Type"), "json") && !strings.Contains(resp.Header.Get("Content-Type"), "ndjson") {
 		if err := json.Unmarshal(text, &a); err != nil && !strings.HasPrefix(a.text, "{\"results\"") {
 			return a, fmt.Errorf("%w: %s", err, text)
 		}

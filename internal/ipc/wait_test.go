@@ -101,9 +101,8 @@ func TestWaitRunsOut(t *testing.T) {
 
 // A wait does not fall to the server's time-outs for a whole request.
 func TestWaitOutlastsTheTimeouts(t *testing.T) {
-	h := start(t, func(s *settings) { s.ReadTimeout = 50 * time.Millisecond })
-	timeout := writeTimeout + time.Second
-	a := h.call(http.MethodPost, "/v1/results?wait=published&timeout="+timeout.String(), "application/json", strings.NewReader(oneEvent()))
+	h := start(t, func(s *settings) { s.ReadTimeout, s.WriteTimeout = 50*time.Millisecond, 50*time.Millisecond })
+	a := h.call(http.MethodPost, "/v1/results?wait=published&timeout=500ms", "application/json", strings.NewReader(oneEvent()))
 	a.want(t, 202, "")
 }
 
