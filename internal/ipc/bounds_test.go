@@ -43,6 +43,7 @@ func read(t *testing.T, r *bufio.Reader) (status int, body string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)
@@ -68,6 +69,7 @@ func (h *harness) sendRaw(target, mediaType string, length int, body string, clo
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
 	if err != nil {
 		h.t.Fatal(err)
@@ -150,6 +152,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 		status := 0
 		if resp, err := http.ReadResponse(sr, nil); err == nil {
 			status = resp.StatusCode
+			resp.Body.Close()
 		}
 		got <- status
 	}()
@@ -186,7 +189,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 func TestShutdownLetsRequestsFinish(t *testing.T) {
 	h := start(t)
 	entered, leave := make(chan struct{}), make(chan struct{})
-	h.faults.append = func(ctx context.Context, rs []result.Result) ([]outbox.Outcome, error) {
+	h.faults.append = func(_ context.Context, rs []result.Result) ([]outbox.Outcome, error) {
 		close(entered)
 		<-leave
 		return []outbox.Outcome{{Entry: outbox.Entry{Seq: 1, EventID: rs[0].EventID, State: outbox.Pending}}}, nil

@@ -78,7 +78,7 @@ func DefaultOptions() Options {
 }
 
 const (
-	shutdownTimeout = 5 * time.Second  // for requests under way, at the end
+	shutdownTimeout = 5 * time.Second // for requests under way, at the end
 	maxHeaderBytes  = 16 << 10
 )
 

@@ -80,7 +80,12 @@ func (c Config) dialTLS(ctx context.Context, network, addr string) (net.Conn, er
 		return nil, err
 	}
 	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: cfg}
-	return d.DialContext(ctx, network, addr)
+	conn, err := d.DialContext(ctx, network, addr)
+	var untrusted *tls.CertificateVerificationError
+	if errors.As(err, &untrusted) {
+		return nil, fmt.Errorf("the certificate of %s is not trusted (see --kafka-ca-file and --kafka-tls-server-name): %w", addr, err)
+	}
+	return conn, err
 }
 
 func (c Config) tlsConfig(host string) (*tls.Config, error) {
