@@ -65,7 +65,10 @@ func (c *dataFlags) withFiles(e *env, f func(*outbox.Outbox) error) (err error) 
 	if err := outbox.Exists(c.DataDir); err != nil {
 		return err
 	}
-	o, err := outbox.Open(e.ctx, outbox.Options{Dir: c.DataDir, AllowNetworkFS: c.AllowNetworkFS, Log: log, Metrics: metrics.New(prometheus.NewRegistry())})
+	opts := outbox.DefaultOptions()
+	opts.Dir, opts.AllowNetworkFS, opts.KeepAll = c.DataDir, c.AllowNetworkFS, true
+	opts.Log, opts.Metrics = log, metrics.New(prometheus.NewRegistry())
+	o, err := outbox.Open(e.ctx, opts)
 	if err != nil {
 		return err
 	}

@@ -155,11 +155,11 @@ func (s *sidecar) close() error {
 }
 
 func (c *runCmd) outboxOptions(log *slog.Logger, m *metrics.Metrics) outbox.Options {
-	return outbox.Options{
-		Dir: c.DataDir, AllowNetworkFS: c.AllowNetworkFS,
-		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, History: c.History, DedupWindow: c.DedupWindow, DedupRows: c.DedupRows,
-		Log: log, Metrics: m,
-	}
+	o := outbox.DefaultOptions()
+	o.Dir, o.AllowNetworkFS = c.DataDir, c.AllowNetworkFS
+	o.MaxRows, o.MaxBytes, o.History, o.DedupWindow, o.DedupRows = c.MaxRows, c.MaxBytes, c.History, c.DedupWindow, c.DedupRows
+	o.Log, o.Metrics = log, m
+	return o
 }
 
 func (c *runCmd) publisherOptions(client []kgo.Opt, src publisher.Source, log *slog.Logger, m *metrics.Metrics, reg *prometheus.Registry) publisher.Options {

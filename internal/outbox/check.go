@@ -24,6 +24,7 @@ func (o *Outbox) quickCheck(ctx context.Context) error {
 	case len(problems) > 0:
 		o.setDamage("quick_check: " + problems[0])
 	default:
+		o.sound.Store(true)
 		o.log.Info("quick check after an unclean end: sound", "took", time.Since(start))
 	}
 	return nil
@@ -36,6 +37,7 @@ func (o *Outbox) Check(ctx context.Context) ([]string, error) {
 	if err != nil || len(problems) > 0 {
 		return problems, err
 	}
+	o.sound.Store(true)
 	return o.checkCounters(ctx)
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 
 	"github.com/mattn/go-sqlite3"
 )
@@ -43,8 +44,31 @@ func (c connector) dsn() string {
 		q.Set("_query_only", "true")
 		q.Set("_cache_size", "-1024")
 	}
-	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: c.path}).EscapedPath(), RawQuery: q.Encode()}).String()
+	return fileURI(c.path, q)
 }
+
+func fileURI(path string, q url.Values) string {
+	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String()
+}
+
+// damagedConnector opens a file to read what can be read of it, and writes nothing
+// to it, not even a checkpoint. The file is attached, since the driver's own first
+// steps would fail on it; writable_schema makes SQLite read a file that is shorter
+// than its header says, instead of refusing it as a whole.
+type damagedConnector struct{ path string }
+
+func (c damagedConnector) Driver() driver.Driver { return connector{}.Driver() }
+
+func (c damagedConnector) Connect(context.Context) (driver.Conn, error) {
+	hook := func(conn *sqlite3.SQLiteConn) error {
+		_, err := conn.Exec("PRAGMA writable_schema = ON; ATTACH "+quote(fileURI(c.path, url.Values{"mode": {"ro"}}))+" AS damaged", nil)
+		return err
+	}
+	return (&sqlite3.SQLiteDriver{ConnectHook: hook}).Open(":memory:")
+}
+
+// quote writes text as a literal of SQL.
+func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
 
 // verifyPragmas reads back what durability rests on.
 func verifyPragmas(ctx context.Context, conn *sql.Conn) error {

@@ -15,7 +15,7 @@ var ErrBroken = errors.New("the outbox must be opened anew")
 // (intake and publishing stop until a person has looked).
 func (o *Outbox) judge(err error) error {
 	switch {
-	case err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrNotParked):
+	case err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrNotParked) || errors.Is(err, ErrFull) || errors.Is(err, ErrUnavailable):
 		return err
 	case isFailedSync(err):
 		err = fmt.Errorf("%w: an fsync failed: %w", ErrBroken, err)

@@ -36,8 +36,7 @@ import (
 	"workflow-results-sidecar/internal/metrics"
 )
 
-// Options configure Open. Zero values of the limits and windows take the
-// defaults of DefaultOptions.
+// Options configure Open; DefaultOptions has the limits and windows.
 type Options struct {
 	Dir            string
 	AllowNetworkFS bool
@@ -48,10 +47,14 @@ type Options struct {
 	DedupWindow time.Duration // how long a published event ID is recognised
 	DedupRows   int64         // published rows kept at most
 
+	// KeepAll lets retention take nothing. It is for commands that do not know
+	// the windows of the sidecar whose outbox they open.
+	KeepAll bool
+
 	QueueRows  int   // results waiting for a commit at most
 	QueueBytes int64 // and their bytes
 
-	Now     func() time.Time // default time.Now
+	Now     func() time.Time // nil: time.Now
 	Log     *slog.Logger
 	Metrics *metrics.Metrics
 }
@@ -69,33 +72,20 @@ func DefaultOptions() Options {
 	}
 }
 
-func (o *Options) setDefaults() error {
-	d := DefaultOptions()
-	orDefault(&o.MaxRows, d.MaxRows)
-	orDefault(&o.MaxBytes, d.MaxBytes)
-	orDefault(&o.History, d.History)
-	orDefault(&o.DedupWindow, d.DedupWindow)
-	orDefault(&o.DedupRows, d.DedupRows)
-	orDefault(&o.QueueRows, d.QueueRows)
-	orDefault(&o.QueueBytes, d.QueueBytes)
-	if o.Now == nil {
-		o.Now = time.Now
-	}
+func (o *Options) validate() error {
 	switch {
 	case o.Dir == "":
 		return errors.New("the outbox needs a data directory")
 	case o.Log == nil || o.Metrics == nil:
 		return errors.New("the outbox needs a logger and metrics")
+	case min(o.MaxRows, o.MaxBytes, o.DedupRows, int64(o.QueueRows), o.QueueBytes) < 1:
+		return fmt.Errorf("the outbox's limits must be above 0: %+v", *o)
+	case o.History < 0:
+		return fmt.Errorf("the history window (%s) must be 0 or more", o.History)
 	case o.History > o.DedupWindow:
 		return fmt.Errorf("the history window (%s) is longer than the deduplication window (%s): a payload cannot outlive its entry", o.History, o.DedupWindow)
 	}
 	return nil
-}
-
-func orDefault[T int | int64 | time.Duration](v *T, d T) {
-	if *v == 0 {
-		*v = d
-	}
 }
 
 // Outbox is an open outbox. Its methods may be called from any goroutine while
@@ -110,8 +100,8 @@ type Outbox struct {
 	readers *sql.DB
 	stmts   statements
 
-	wasClean bool
-	owner    uuid.UUID // generation of this start
+	sound atomic.Bool // the last end was clean, or a check after it found no damage
+	owner uuid.UUID   // generation of this start
 
 	mu             sync.Mutex // guards what follows
 	state          state      // as committed
@@ -150,8 +140,11 @@ type Outbox struct {
 // returns, every result that was ever acknowledged is on disk and readable. It
 // fails with ErrLocked if another process has the directory.
 func Open(ctx context.Context, opts Options) (*Outbox, error) {
-	if err := opts.setDefaults(); err != nil {
+	if err := opts.validate(); err != nil {
 		return nil, err
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
 	}
 	lock, err := prepareDir(opts.Dir, opts.AllowNetworkFS)
 	if err != nil {
@@ -202,14 +195,15 @@ func (o *Outbox) Run(ctx context.Context) error {
 	g.Go(func() error { return o.runWriter(ctx) })
 	g.Go(func() error { return o.runCheckpoints(ctx) })
 	g.Go(func() error { return o.runRetention(ctx) })
-	if !o.wasClean {
+	if !o.sound.Load() {
 		g.Go(func() error { return o.quickCheck(ctx) })
 	}
 	return g.Wait()
 }
 
 // Close marks the file as cleanly left, checkpoints it and lets go of the
-// directory. Run must have returned.
+// directory. Run must have returned. A check that is still owed after an unclean
+// end stays owed.
 func (o *Outbox) Close() error {
 	o.mu.Lock()
 	o.closed = true
@@ -226,8 +220,8 @@ func (o *Outbox) Close() error {
 
 func (o *Outbox) leaveClean() error {
 	ctx := context.Background()
-	if err := o.commit(func(tx *transaction) error { tx.state.clean = true; return nil }); err != nil {
-		return fmt.Errorf("mark the outbox as cleanly closed: %w", err)
+	if err := o.commit(func(tx *transaction) error { tx.state.clean = o.sound.Load(); return nil }); err != nil {
+		return fmt.Errorf("mark the outbox as closed: %w", err)
 	}
 	_, _, err := checkpoint(ctx, o.conn, "TRUNCATE") // left over frames are for the next start
 	return err

@@ -35,7 +35,9 @@ type harness struct {
 }
 
 func testOptions(t testing.TB, dir string) Options {
-	return Options{Dir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Metrics: metrics.New(prometheus.NewRegistry())}
+	opts := DefaultOptions()
+	opts.Dir, opts.Log, opts.Metrics = dir, slog.New(slog.NewTextHandler(t.Output(), nil)), metrics.New(prometheus.NewRegistry())
+	return opts
 }
 
 // open opens an outbox, runs it, and at the end checks the whole file.

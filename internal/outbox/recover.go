@@ -46,7 +46,10 @@ func Recover(ctx context.Context, from, to string, allowNetworkFS bool) (rep Rec
 		return rep, err
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
-	dst, err := Open(ctx, Options{Dir: to, AllowNetworkFS: allowNetworkFS, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Metrics: metrics.New(prometheus.NewRegistry())})
+	opts := DefaultOptions()
+	opts.Dir, opts.AllowNetworkFS = to, allowNetworkFS
+	opts.Log, opts.Metrics = slog.New(slog.NewTextHandler(os.Stderr, nil)), metrics.New(prometheus.NewRegistry())
+	dst, err := Open(ctx, opts)
 	if err != nil {
 		return rep, err
 	}
@@ -56,10 +59,10 @@ func Recover(ctx context.Context, from, to string, allowNetworkFS bool) (rep Rec
 
 // openDamaged opens the file for reading without the checks of a start.
 func openDamaged(ctx context.Context, dir string) (*sql.DB, error) {
-	db := sql.OpenDB(connector{path: filepath.Join(dir, fileName), readOnly: true})
+	db := sql.OpenDB(damagedConnector{path: filepath.Join(dir, fileName)})
 	db.SetMaxOpenConns(1)
 	if err := db.PingContext(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("open the damaged file: its first page is not readable, nothing can be saved from it: %w", err), db.Close())
+		return nil, errors.Join(fmt.Errorf("open the damaged file: %w", err), db.Close())
 	}
 	return db, nil
 }
@@ -96,9 +99,9 @@ func (s salvage) lastSeq(ctx context.Context) (int64, error) {
 	last := max(
 		s.number(ctx, `SELECT last_seq FROM state`),
 		s.number(ctx, `SELECT max(seq) FROM results`),
-		s.number(ctx, `SELECT last_seq FROM (SELECT max(first_seq) AS last_seq FROM generations)`))
+		s.number(ctx, `SELECT max(first_seq) - 1 FROM generations`))
 	if last == 0 {
-		return 0, errors.New("no seq is readable: nothing can be saved from this file")
+		return 0, errors.New("the damaged file tells no seq: it was empty, or its first pages are not readable and nothing can be saved from it")
 	}
 	return last, nil
 }
@@ -114,11 +117,11 @@ func (s salvage) number(ctx context.Context, query string) int64 {
 
 // copySlice copies rows by range, and one by one where the range meets damage.
 func (s salvage) copySlice(ctx context.Context, from, to int64) (int64, error) {
-	rows, err := s.read(ctx, from, to)
+	rows, err := s.read(ctx, `seq BETWEEN ? AND ?`, from, to)
 	if err != nil {
 		rows = nil
 		for seq := from; seq <= to; seq++ {
-			one, err := s.read(ctx, seq, seq)
+			one, err := s.read(ctx, `seq = ?`, seq) // a range of one would step on to the next page
 			if ctx.Err() != nil {
 				return 0, ctx.Err()
 			}
@@ -138,8 +141,8 @@ func (s salvage) copySlice(ctx context.Context, from, to int64) (int64, error) {
 	return int64(len(rows)), err
 }
 
-func (s salvage) read(ctx context.Context, from, to int64) ([][]any, error) {
-	rows, err := s.src.QueryContext(ctx, `SELECT `+resultColumns+` FROM results WHERE seq BETWEEN ? AND ?`, from, to)
+func (s salvage) read(ctx context.Context, where string, args ...any) ([][]any, error) {
+	rows, err := s.src.QueryContext(ctx, `SELECT `+resultColumns+` FROM results WHERE `+where, args...)
 	if err != nil {
 		return nil, err
 	}

@@ -36,6 +36,9 @@ func (o *Outbox) runRetention(ctx context.Context) error {
 
 // retain works until nothing is due.
 func (o *Outbox) retain(ctx context.Context) error {
+	if o.opts.KeepAll {
+		return nil
+	}
 	for _, step := range []func(*transaction) (more bool, err error){
 		(*transaction).slimExpired, (*transaction).pruneExpired,
 	} {

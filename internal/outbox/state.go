@@ -46,7 +46,8 @@ func (o *Outbox) loadState(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	o.state, o.wasClean, o.proven = s, s.clean, s.publishedSeq
+	o.state, o.proven = s, s.publishedSeq
+	o.sound.Store(s.clean)
 	if err := o.loadRecent(ctx); err != nil {
 		return err
 	}

@@ -34,7 +34,9 @@ func newBench(t *testing.T, delivery Delivery) *bench {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	m := metrics.New(prometheus.NewRegistry())
-	o, err := outbox.Open(t.Context(), outbox.Options{Dir: t.TempDir(), Log: log, Metrics: m})
+	store := outbox.DefaultOptions()
+	store.Dir, store.Log, store.Metrics = t.TempDir(), log, m
+	o, err := outbox.Open(t.Context(), store)
 	if err != nil {
 		t.Fatal(err)
 	}
