@@ -85,11 +85,20 @@ func (c *runCmd) Validate() error {
 
 // Run runs the sidecar until it is told to end.
 func (c *runCmd) Run(e *env) error {
-	s, err := newSidecar(e.ctx, c, c.logger(e.stderr))
-	if err != nil {
+	log := c.logger(e.stderr)
+	s, err := newSidecar(e.ctx, c, log)
+	if err == nil {
+		err = s.run(e.ctx, e.signals)
+	}
+	if err == nil || c.LogFormat == "text" {
 		return err
 	}
-	return s.run(e.ctx, e.signals)
+	log.Error("ended with an error", "error", err) // whoever reads JSON reads nothing else
+	code := exitFailed
+	if exit := new(exitError); errors.As(err, &exit) {
+		code = exit.code
+	}
+	return &exitError{code: code}
 }
 
 // sidecar is the running program: its parts, in the order in which they start.

@@ -353,10 +353,14 @@ func (s *Server) retryResult(w http.ResponseWriter, r *http.Request, id uuid.UUI
 }
 
 func (s *Server) purgeResult(w http.ResponseWriter, r *http.Request, id uuid.UUID) {
-	if err := s.opts.Store.Purge(r.Context(), id); err != nil {
+	e, err := s.opts.Store.Get(r.Context(), id) // for the log: afterwards it is gone
+	if err == nil {
+		err = s.opts.Store.Purge(r.Context(), id)
+	}
+	if err != nil {
 		s.refuse(w, err)
 		return
 	}
-	s.opts.Log.Warn("a parked result was purged", "event_id", id, "peer_uid", peerFrom(r.Context()).uid)
+	s.opts.Log.Warn("a parked result was purged", "event_id", id, "correlation_id", e.CorrelationID, "peer_uid", peerFrom(r.Context()).uid)
 	w.WriteHeader(http.StatusNoContent)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/gorillamux"
+	"github.com/google/go-cmp/cmp"
 )
 
 // document checks every exchange of this package's tests against api/openapi.yaml,
@@ -144,4 +145,14 @@ func verifyDocument(d *document, ran bool) (code int) {
 		return 1
 	}
 	return 0
+}
+
+func TestDocumentListsEveryProblem(t *testing.T) {
+	var got []string
+	for _, v := range api.doc.Components.Schemas["Problem"].Value.Properties["type"].Value.Enum {
+		got = append(got, strings.TrimPrefix(v.(string), problemType))
+	}
+	if diff := cmp.Diff(problemNames, got); diff != "" {
+		t.Errorf("(-code +document)\n%s", diff)
+	}
 }

@@ -29,6 +29,14 @@ type problem struct {
 
 const problemType = "urn:workflow-results:problem:"
 
+// problemNames are the last parts of all types, and the reasons of the metric
+// rejected_total. It has them from the start: an alert must not rest on a series
+// that is not there yet.
+var problemNames = []string{
+	"bad-query", "busy", "conflict", "forbidden", "full", "incomplete", "internal", "interrupted", "invalid", "media-type", "method", "not-found",
+	"not-json", "not-parked", "payload-hidden", "slow", "too-large", "too-many-lines", "too-many-waiters", "unavailable", "unknown-path",
+}
+
 func newProblem(status int, name, title, detail string) *problem {
 	return &problem{Type: problemType + name, Title: title, Status: status, Detail: detail, name: name}
 }

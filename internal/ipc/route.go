@@ -85,7 +85,7 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 
 func (s *Server) note(p *problem, cause error) {
 	s.opts.Metrics.Rejected.WithLabelValues(p.name).Inc()
-	if p.Status >= http.StatusInternalServerError {
+	if p.Status >= http.StatusInternalServerError && s.logged.due(p.name) {
 		s.opts.Log.Warn("request failed", "status", p.Status, "problem", p.name, "error", cause)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -90,6 +91,25 @@ type Server struct {
 	http    *http.Server
 	bodies  *semaphore.Weighted
 	waiters *semaphore.Weighted
+	logged  interval
+}
+
+// interval lets one line per key and second through: a full disk must not flood
+// the log as well. How many there were is in the metrics.
+type interval struct {
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+func (i *interval) due(key string) bool {
+	now := time.Now()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if now.Sub(i.last[key]) < time.Second {
+		return false
+	}
+	i.last[key] = now
+	return true
 }
 
 // Listen takes the socket. Clients may connect from here on; they are served
@@ -105,6 +125,10 @@ func Listen(opts Options) (*Server, error) {
 		conns:   limitConnections(s, opts.MaxConnections),
 		bodies:  semaphore.NewWeighted(opts.MaxInFlightBytes),
 		waiters: semaphore.NewWeighted(opts.MaxWaiters),
+		logged:  interval{last: make(map[string]time.Time)},
+	}
+	for _, name := range problemNames {
+		opts.Metrics.Rejected.WithLabelValues(name)
 	}
 	srv.http = &http.Server{
 		Handler:           srv,

@@ -116,7 +116,8 @@ func start(t *testing.T, change ...func(*settings)) *harness {
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	registry := prometheus.NewRegistry()
 	m := metrics.New(registry)
-	s := settings{Options: DefaultOptions(), outbox: outbox.Options{Dir: t.TempDir(), Log: log, Metrics: m}}
+	s := settings{Options: DefaultOptions(), outbox: outbox.DefaultOptions()}
+	s.outbox.Dir, s.outbox.Log, s.outbox.Metrics = t.TempDir(), log, m
 	s.Path = filepath.Join(shortDir(t), "s")
 	s.Access = Access{Operators: []uint32{uint32(os.Getuid())}}
 	s.MaxResultBytes = func() int64 { return 64 << 10 }

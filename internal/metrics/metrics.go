@@ -52,6 +52,9 @@ func New(reg prometheus.Registerer) *Metrics {
 		TopicDrift:     prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "topic_drift", Help: "1 where a topic differs from what was asked."}, []string{"topic", "setting"}),
 		PublishErrors:  counter("publish_errors_total", "Failed attempts to publish."),
 	}
+	for _, outcome := range []string{"committed", "aborted", "unknown"} {
+		m.Transactions.WithLabelValues(outcome)
+	}
 	reg.MustRegister(m.Accepted, m.Duplicates, m.Rejected, m.CommitSeconds, m.CommitRows, m.Published, m.Parked,
 		m.PublishSeconds, m.PublishRows, m.Transactions, m.BrokerUp, m.TopicDrift, m.PublishErrors)
 	return m

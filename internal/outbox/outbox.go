@@ -248,8 +248,8 @@ func (o *Outbox) wakeWriter() {
 	}
 }
 
-// Stats returns the counters as last committed, and the age of the oldest
-// pending result by one indexed read.
+// Stats returns the counters as last committed, less what is proven published
+// since, and the age of the oldest pending result by one indexed read.
 func (o *Outbox) Stats(ctx context.Context) (Stats, error) {
 	o.mu.Lock()
 	s := Stats{
@@ -261,6 +261,9 @@ func (o *Outbox) Stats(ctx context.Context) (Stats, error) {
 		LastSeq: o.state.lastSeq, PublishedSeq: o.proven,
 		QueuedRows: int64(o.queuedRows), QueuedBytes: o.queuedBytes,
 		DedupTrimmedAt: o.dedupTrimmedAt,
+	}
+	for _, p := range o.unmarked { // proven, and not yet counted
+		s.PendingRows, s.PendingBytes = s.PendingRows-int64(len(p.Placements)), s.PendingBytes-p.Bytes
 	}
 	o.mu.Unlock()
 	s.FileBytes, s.WALBytes = fileSize(o.path()), fileSize(o.path()+"-wal")

@@ -25,6 +25,11 @@ type Recovery struct {
 
 const resultColumns = `seq, event_id, correlation_id, workflow_id, workflow_run_id, status, accepted_at, timestamp, size, digest, traceparent, tracestate, error, result`
 
+const (
+	resultsBetween = `SELECT ` + resultColumns + ` FROM results WHERE seq BETWEEN ? AND ?`
+	resultAt       = `SELECT ` + resultColumns + ` FROM results WHERE seq = ?`
+)
+
 // Recover copies every readable row of the damaged outbox in from into a new
 // outbox in to, which gets a new ID. The damaged files are only read. Rows keep
 // their seq, so their order, and parked ones stay parked. Where the published
@@ -117,11 +122,11 @@ func (s salvage) number(ctx context.Context, query string) int64 {
 
 // copySlice copies rows by range, and one by one where the range meets damage.
 func (s salvage) copySlice(ctx context.Context, from, to int64) (int64, error) {
-	rows, err := s.read(ctx, `seq BETWEEN ? AND ?`, from, to)
+	rows, err := s.read(ctx, resultsBetween, from, to)
 	if err != nil {
 		rows = nil
 		for seq := from; seq <= to; seq++ {
-			one, err := s.read(ctx, `seq = ?`, seq) // a range of one would step on to the next page
+			one, err := s.read(ctx, resultAt, seq) // a range of one would step on to the next page
 			if ctx.Err() != nil {
 				return 0, ctx.Err()
 			}
@@ -141,8 +146,8 @@ func (s salvage) copySlice(ctx context.Context, from, to int64) (int64, error) {
 	return int64(len(rows)), err
 }
 
-func (s salvage) read(ctx context.Context, where string, args ...any) ([][]any, error) {
-	rows, err := s.src.QueryContext(ctx, `SELECT `+resultColumns+` FROM results WHERE `+where, args...)
+func (s salvage) read(ctx context.Context, query string, args ...any) ([][]any, error) {
+	rows, err := s.src.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}

@@ -81,7 +81,7 @@ func (l *link) recover(ctx context.Context) error {
 
 // errNewMode ends the session in which a change away from exactly-once was
 // settled; the next one has a producer without transactions.
-var errNewMode = fmt.Errorf("%w: delivery is at-least-once from here on", errNewID)
+var errNewMode = fmt.Errorf("%w: delivery is at-least-once from here on", errAgain)
 
 // fence runs InitProducerId: it ends what an earlier producer of this outbox
 // had left open, and shuts that producer out.
@@ -112,7 +112,7 @@ func (l *link) judge(ctx context.Context, w outbox.Watermark) error {
 		l.p.claimed = false
 		l.p.log.Error("the data directory is an old copy or a restored backup: Kafka holds a watermark of this outbox that its rows do not explain. It takes a new ID and publishes all that is pending; readers may see results twice, each with the same ce_id",
 			"old_outbox_id", l.id, "outbox_id", id, "watermark_seq", w.Seq)
-		return errNewID
+		return fmt.Errorf("%w: the outbox took a new ID", errAgain)
 	}
 	if w.Seq > src.Proven() {
 		src.MarkPublished(outbox.Publication{Through: w.Seq, At: l.p.opts.Now(), Topic: l.p.opts.Topic.Name})
@@ -285,7 +285,7 @@ func (l *link) send(records []*kgo.Record) ([]bool, error) {
 			if isRefusal(err) && r.Topic == l.p.opts.Topic.Name {
 				refuse = err
 			} else if failed == nil {
-				failed = err
+				failed = fmt.Errorf("produce to %s: %w", r.Topic, err)
 			}
 		})
 	}
@@ -294,7 +294,7 @@ func (l *link) send(records []*kgo.Record) ([]bool, error) {
 	}
 	switch {
 	case failed != nil:
-		return ok, fmt.Errorf("produce: %w", failed)
+		return ok, failed
 	case refuse != nil:
 		return ok, &refusedError{cause: refuse, sent: results}
 	}

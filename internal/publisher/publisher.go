@@ -93,8 +93,8 @@ func DefaultOptions() Options {
 // data directory publishes under the same identity.
 var errAnotherCopy = errors.New("another copy of this data directory publishes under the same outbox ID")
 
-// errNewID: the outbox took a new ID; the session starts over with it.
-var errNewID = errors.New("the outbox took a new ID")
+// errAgain ends a session that did all it could; the next one starts at once.
+var errAgain = errors.New("the session starts over")
 
 // Publisher publishes. Its methods may be called from any goroutine.
 type Publisher struct {
@@ -172,7 +172,7 @@ func (p *Publisher) Run(soft, hard context.Context) error {
 		switch {
 		case soft.Err() != nil:
 			return nil
-		case errors.Is(err, errNewID):
+		case errors.Is(err, errAgain):
 			continue
 		case errors.Is(err, errAnotherCopy):
 			return p.standDown(soft)
@@ -234,7 +234,6 @@ func (p *Publisher) session(soft, hard context.Context) error {
 	if err := link.recover(soft); err != nil {
 		return err
 	}
-	p.well()
 	return p.publishAll(soft, link)
 }
 
@@ -251,16 +250,27 @@ func (p *Publisher) publishAll(soft context.Context, l *link) error {
 		if more {
 			continue
 		}
+		p.well()
 		select {
 		case <-soft.Done():
 		case <-p.source.Pending():
 		case <-look.C:
-			if _, err := p.ensureTopics(soft); err != nil {
+			if err := p.lookAgain(soft, l); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// lookAgain looks at the topics while a session lasts. A client has the limit of
+// a record from its start, so another limit takes a new one.
+func (p *Publisher) lookAgain(ctx context.Context, l *link) error {
+	t, err := p.ensureTopics(ctx)
+	if err == nil && t.maxMessage() != l.topics.maxMessage() {
+		return fmt.Errorf("%w: max.message.bytes is now %d", errAgain, t.maxMessage())
+	}
+	return err
 }
 
 // publishOnce publishes the oldest pending results, as many as the bounds allow,
@@ -275,7 +285,7 @@ func (p *Publisher) publishOnce(l *link) (more bool, err error) {
 	var refused *refusedError
 	switch {
 	case errors.As(err, &refused):
-		return true, p.setAside(rows, refused)
+		return true, p.setAside(l, rows, refused)
 	case err != nil:
 		p.bounds.halve()
 		return false, err
@@ -289,12 +299,15 @@ func (p *Publisher) publishOnce(l *link) (more bool, err error) {
 	return true, nil
 }
 
-// setAside parks a result that was refused alone. A refusal among others may
-// blame the wrong one: try again with fewer.
-func (p *Publisher) setAside(rows []outbox.Row, refused *refusedError) error {
+// setAside parks a result that was refused alone, by the limit that holds now. A
+// refusal among others may blame the wrong one: try again with fewer.
+func (p *Publisher) setAside(l *link, rows []outbox.Row, refused *refusedError) error {
 	if refused.sent > 1 {
 		p.bounds.isolate(len(rows))
 		return nil
+	}
+	if err := p.lookAgain(context.Background(), l); err != nil {
+		return err
 	}
 	i := slices.IndexFunc(rows, func(r outbox.Row) bool { _, ok := p.acked[r.Seq]; return !ok }) // the one that was sent
 	r, seq := &rows[i].Result, rows[i].Seq

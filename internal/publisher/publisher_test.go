@@ -213,7 +213,7 @@ func TestProduceErrorsAreTriedAgain(t *testing.T) {
 					return nil, nil, false
 				}
 				b.fake.KeepControl()
-				return produceError(req.(*kmsg.ProduceRequest), kafkaErr.Code), nil, true
+				return testkit.ProduceError(req.(*kmsg.ProduceRequest), kafkaErr.Code), nil, true
 			})
 			ids := b.add(20)
 			b.awaitPublished(ids)
@@ -226,21 +226,6 @@ func TestProduceErrorsAreTriedAgain(t *testing.T) {
 			}
 		})
 	}
-}
-
-func produceError(req *kmsg.ProduceRequest, code int16) kmsg.Response {
-	resp := req.ResponseKind().(*kmsg.ProduceResponse)
-	for _, topic := range req.Topics {
-		rt := kmsg.NewProduceResponseTopic()
-		rt.Topic, rt.TopicID = topic.Topic, topic.TopicID
-		for _, partition := range topic.Partitions {
-			rp := kmsg.NewProduceResponseTopicPartition()
-			rp.Partition, rp.ErrorCode = partition.Partition, code
-			rt.Partitions = append(rt.Partitions, rp)
-		}
-		resp.Topics = append(resp.Topics, rt)
-	}
-	return resp
 }
 
 // TestRefusedRecordIsParkedAlone: the limit of the topic shrank after the

@@ -6,6 +6,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // Fake is an in-process cluster for faults that a real broker will not make on
@@ -38,4 +39,20 @@ func (f *Fake) Client(t testing.TB, opts ...kgo.Opt) *kgo.Client {
 func (f *Fake) CreateTopic(t testing.TB, topic string, partitions int32, configs ...string) {
 	t.Helper()
 	createTopic(t, f.ListenAddrs(), topic, partitions, configs)
+}
+
+// ProduceError answers every partition of a produce request with an error code.
+func ProduceError(req *kmsg.ProduceRequest, code int16) kmsg.Response {
+	resp := req.ResponseKind().(*kmsg.ProduceResponse)
+	for _, topic := range req.Topics {
+		rt := kmsg.NewProduceResponseTopic()
+		rt.Topic, rt.TopicID = topic.Topic, topic.TopicID
+		for _, partition := range topic.Partitions {
+			rp := kmsg.NewProduceResponseTopicPartition()
+			rp.Partition, rp.ErrorCode = partition.Partition, code
+			rt.Partitions = append(rt.Partitions, rp)
+		}
+		resp.Topics = append(resp.Topics, rt)
+	}
+	return resp
 }

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"io"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/alecthomas/kong"
+)
+
+// commands are the words of every command that can be run.
+func commands(t *testing.T) [][]string {
+	t.Helper()
+	parser, err := kong.New(&cli{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all [][]string
+	for _, leaf := range parser.Model.Leaves(false) {
+		words := strings.Fields(leaf.Path())
+		all = append(all, slices.DeleteFunc(words, func(w string) bool { return strings.HasPrefix(w, "<") }))
+	}
+	if len(all) < 14 {
+		t.Fatalf("only %v", all)
+	}
+	return all
+}
+
+// TestEveryHelpHasAnExampleThatParses also keeps examples true when flags change.
+func TestEveryHelpHasAnExampleThatParses(t *testing.T) {
+	example := regexp.MustCompile(`(?m)^\s*(sidecar .*)$`)
+	for _, words := range commands(t) {
+		name := strings.Join(words, " ")
+		t.Run(name, func(t *testing.T) {
+			help := succeed(t, append(words, "--help")...)
+			_, after, found := strings.Cut(help, "Example:")
+			if !found {
+				t.Fatalf("no example:\n%s", help)
+			}
+			match := example.FindStringSubmatch(after)
+			if match == nil || !strings.HasPrefix(match[1], "sidecar "+name) {
+				t.Fatalf("the example does not call sidecar %s:\n%s", name, help)
+			}
+			parser, err := kong.New(&cli{}, kong.Exit(func(int) {}), kong.Writers(io.Discard, io.Discard))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := parser.Parse(strings.Fields(match[1])[1:]); err != nil {
+				t.Errorf("%s: %v", match[1], err)
+			}
+		})
+	}
+}
+
+func TestUnknownFlagsAndBadValuesEndWithStatus2(t *testing.T) {
+	for _, words := range commands(t) {
+		fail(t, exitUsage, []string{"--no-such-flag", "See: sidecar " + strings.Join(words, " ") + " --help"}, append(words, "--no-such-flag")...)
+	}
+	for _, c := range []struct{ args, says string }{
+		{"", "run"},
+		{"runn", "run"},
+		{"run --delivery sometimes", `"exactly-once","at-least-once"`},
+		{"run --socket-mode 999", "octal"},
+		{"run --max-rows 0", "--max-rows"},
+		{"run --history 48h --dedup-window 24h", "--dedup-window at least --history"},
+		{"run --history soon", "--history"},
+		{"run --topic-partitions 0", "partitions"},
+		{"run --topic-partitions many", "--topic-partitions"},
+		{"run --log-level loud", "--log-level"},
+		{"run --log-format xml", "--log-format"},
+		{"run --kafka-sasl digest-md5", "--kafka-sasl"},
+		{"run --allow-uid root", "--allow-uid"},
+		{"run --embedded-broker --brokers example.com:9092 --data-dir /tmp/never --socket /tmp/never.sock", "127.0.0.1"},
+		{"run --embedded-broker --brokers 127.0.0.1:1,127.0.0.1:2 --data-dir /tmp/never --socket /tmp/never.sock", "one --brokers"},
+		{"await", "--correlation-id"},
+		{"await --correlation-id 7", "not a UUID"},
+		{"await --correlation-id 0192f0c1-7b1e-7cc3-9d2a-0123456789ab --timeout 0s", "--timeout"},
+		{"outbox list --state lost", `"pending","published","parked"`},
+		{"outbox list --limit 0", "--limit"},
+		{"outbox list --limit 1001", "1000"},
+		{"outbox list --correlation-id 7", "not a UUID"},
+		{"outbox show", "event-id"},
+		{"outbox show 7", "not a UUID"},
+		{"outbox purge 0192f0c1-7b1e-7cc3-9d2a-0123456789ab", "--yes"},
+		{"outbox recover", "--to"},
+		{"outbox drain --topic-replication-factor 0", "replication factor"},
+		{"topic --topic-max-message-bytes 5", "max.message.bytes"},
+		{"topic --kafka-sasl plain", "--kafka-username"},
+	} {
+		t.Run(c.args, func(t *testing.T) { fail(t, exitUsage, []string{c.says}, strings.Fields(c.args)...) })
+	}
+}
+
+func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
+	t.Setenv("SIDECAR_SOCKET", "/tmp/of-the-environment.sock")
+	fail(t, exitFailed, []string{"/tmp/of-the-environment.sock"}, "healthcheck")
+	fail(t, exitFailed, []string{"/tmp/of-the-flag.sock"}, "healthcheck", "--socket", "/tmp/of-the-flag.sock")
+	t.Setenv("SIDECAR_MAX_ROWS", "0")
+	fail(t, exitUsage, []string{"--max-rows"}, "run")
+}
+
+func TestVersion(t *testing.T) {
+	if out := succeed(t, "version"); !strings.Contains(out, "SQLite 3.") || !strings.Contains(out, "go1.") {
+		t.Error(out)
+	}
+	if v := decode[map[string]string](t, succeed(t, "version", "--json")); v["version"] == "" || v["sqlite"] == "" {
+		t.Error(v)
+	}
+}
