@@ -287,7 +287,7 @@ func (p *Publisher) publishOnce(l *link) (more bool, err error) {
 	case errors.As(err, &refused):
 		return true, p.setAside(l, rows, refused)
 	case err != nil:
-		p.bounds.halve()
+		p.bounds.halve(len(rows), bytesOf(rows))
 		return false, err
 	}
 	p.metrics.PublishSeconds.Observe(time.Since(start).Seconds())
@@ -297,6 +297,13 @@ func (p *Publisher) publishOnce(l *link) (more bool, err error) {
 	p.well()
 	p.set(func(s *Status) { s.LastPublishedAt = &pub.At })
 	return true, nil
+}
+
+func bytesOf(rows []outbox.Row) (n int64) {
+	for i := range rows {
+		n += rows[i].Bytes
+	}
+	return n
 }
 
 // setAside parks a result that was refused alone, by the limit that holds now. A

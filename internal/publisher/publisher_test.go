@@ -318,18 +318,26 @@ func TestEnsureTopicReportsDriftAndAltersNothing(t *testing.T) {
 
 func TestBounds(t *testing.T) {
 	b := newBounds(1000, 1<<20)
-	b.halve()
-	b.halve()
+	b.halve(1000, 1<<20)
+	b.halve(b.rows, b.bytes)
 	if b.rows != 250 || b.bytes != 1<<18 {
 		t.Errorf("%+v", b)
 	}
+	b.halve(9, 2000) // what was tried was less than what was allowed
+	if b.rows != 4 || b.bytes != 1000 {
+		t.Errorf("%+v", b)
+	}
 	for range 40 {
-		b.halve()
+		b.halve(b.rows, b.bytes)
 	}
 	if b.rows != 1 || b.bytes != 1 {
 		t.Errorf("%+v", b)
 	}
-	for range 40 {
+	b.grow()
+	if b.rows != 2 || b.bytes != 1025 {
+		t.Errorf("%+v", b)
+	}
+	for range 60 {
 		b.grow()
 	}
 	if b.rows != 1000 || b.bytes != 1<<20 {
