@@ -30,6 +30,8 @@ type line struct {
 	broker string
 	topic  string
 	extra  []string
+
+	password string // SIDECAR_KAFKA_PASSWORD, where there is one
 }
 
 func newLine(t *testing.T, broker string, extra ...string) *line {
@@ -51,6 +53,9 @@ func newLine(t *testing.T, broker string, extra ...string) *line {
 func (l *line) start(args ...string) *testkit.Process {
 	l.t.Helper()
 	all := append([]string{"run", "--socket", l.socket, "--data-dir", l.data, "--brokers", l.broker, "--topic", l.topic, "--linger", "0s"}, l.extra...)
+	if l.password != "" {
+		all = append([]string{"SIDECAR_KAFKA_PASSWORD=" + l.password}, all...)
+	}
 	p := testkit.StartSidecar(l.t, l.bin, append(all, args...)...)
 	p.WaitReady(l.t, l.socket)
 	return p

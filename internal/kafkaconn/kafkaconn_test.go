@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -94,9 +95,9 @@ func fails(t *testing.T, err error, words ...string) {
 }
 
 func TestTLS(t *testing.T) {
-	ca := newAuthority(t)
-	c := broker(t, kfake.TLS(ca.server()))
-	c.CAFile = file(t, "ca.pem", ca.pem())
+	ca := testkit.NewAuthority(t)
+	c := broker(t, kfake.TLS(ca.Server()))
+	c.CAFile = file(t, "ca.pem", ca.PEM())
 	reaches(t, c)
 
 	c.TLSServerName = "kafka.test"
@@ -105,7 +106,7 @@ func TestTLS(t *testing.T) {
 	c.TLSServerName = "other.test"
 	fails(t, ping(t, client(t, c)), "not trusted", "--kafka-tls-server-name", "other.test")
 
-	c.TLSServerName, c.CAFile = "", file(t, "ca.pem", newAuthority(t).pem())
+	c.TLSServerName, c.CAFile = "", file(t, "ca.pem", testkit.NewAuthority(t).PEM())
 	fails(t, ping(t, client(t, c)), "not trusted", "--kafka-ca-file", "unknown authority")
 
 	c.CAFile, c.TLS = "", true // the system's authorities
@@ -113,15 +114,15 @@ func TestTLS(t *testing.T) {
 }
 
 func TestClientCertificate(t *testing.T) {
-	ca := newAuthority(t)
-	server := ca.server()
-	server.ClientAuth, server.ClientCAs = tls.RequireAndVerifyClientCert, ca.pool()
+	ca := testkit.NewAuthority(t)
+	server := ca.Server()
+	server.ClientAuth, server.ClientCAs = tls.RequireAndVerifyClientCert, ca.Pool()
 	c := broker(t, kfake.TLS(server))
-	c.CAFile = file(t, "ca.pem", ca.pem())
+	c.CAFile = file(t, "ca.pem", ca.PEM())
 	if err := ping(t, client(t, c)); err == nil {
 		t.Error("reaches the broker without a client certificate")
 	}
-	cert, key := ca.issue("sidecar")
+	cert, key := ca.Issue("sidecar")
 	c.CertFile, c.KeyFile = file(t, "cert.pem", cert), file(t, "key.pem", key)
 	reaches(t, c)
 }
@@ -179,21 +180,21 @@ func TestPasswordFileIsReadAgain(t *testing.T) {
 }
 
 func TestCertificatesAreReadAgain(t *testing.T) {
-	ca, old := newAuthority(t), newAuthority(t)
-	server := ca.server()
-	server.ClientAuth, server.ClientCAs = tls.RequireAndVerifyClientCert, ca.pool()
+	ca, old := testkit.NewAuthority(t), testkit.NewAuthority(t)
+	server := ca.Server()
+	server.ClientAuth, server.ClientCAs = tls.RequireAndVerifyClientCert, ca.Pool()
 	c := broker(t, kfake.TLS(server))
-	cert, key := old.issue("sidecar")
-	c.CAFile, c.CertFile, c.KeyFile = file(t, "ca.pem", old.pem()), file(t, "cert.pem", cert), file(t, "key.pem", key)
+	cert, key := old.Issue("sidecar")
+	c.CAFile, c.CertFile, c.KeyFile = file(t, "ca.pem", old.PEM()), file(t, "cert.pem", cert), file(t, "key.pem", key)
 	cl := client(t, c)
 	fails(t, ping(t, cl), "not trusted")
 	replace(t, c.CAFile, []byte("half a fi"))
 	fails(t, ping(t, cl), c.CAFile, "no PEM certificate")
-	replace(t, c.CAFile, ca.pem())
+	replace(t, c.CAFile, ca.PEM())
 	if err := ping(t, cl); err == nil {
 		t.Fatal("a client certificate of another authority reaches the broker")
 	}
-	cert, key = ca.issue("sidecar")
+	cert, key = ca.Issue("sidecar")
 	replace(t, c.CertFile, cert)
 	fails(t, ping(t, cl), "client certificate") // it does not fit the old key
 	replace(t, c.KeyFile, key)
@@ -201,7 +202,7 @@ func TestCertificatesAreReadAgain(t *testing.T) {
 }
 
 func TestWhatIsWrongIsToldAtTheStart(t *testing.T) {
-	cert, key := newAuthority(t).issue("sidecar")
+	cert, key := testkit.NewAuthority(t).Issue("sidecar")
 	ok, okKey := file(t, "cert.pem", cert), file(t, "key.pem", key)
 	empty, missing := file(t, "empty", nil), t.TempDir()+"/missing"
 	for name, c := range map[string]struct {
@@ -232,5 +233,24 @@ func TestWhatIsWrongIsToldAtTheStart(t *testing.T) {
 				t.Errorf("the error holds the password: %v", err)
 			}
 		})
+	}
+}
+
+// file writes content into a file of the test.
+func file(t testing.TB, name string, content []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	replace(t, path, content)
+	return path
+}
+
+// replace puts a whole new file into place, as a mounted secret is replaced.
+func replace(t testing.TB, path string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -76,7 +76,7 @@ func (l *link) recover(ctx context.Context) error {
 	if l.p.opts.Delivery == AtLeastOnce {
 		return errNewMode // the transactional producer has done its part
 	}
-	return l.claim()
+	return l.claim(ctx, found)
 }
 
 // errNewMode ends the session in which a change away from exactly-once was
@@ -121,13 +121,25 @@ func (l *link) judge(ctx context.Context, w outbox.Watermark) error {
 }
 
 // claim commits a watermark with our owner before anything is published: only
-// from then on does a foreign owner prove another copy.
-func (l *link) claim() error {
+// from then on does a foreign owner prove another copy. The first claim of an
+// outbox is read back: that a recovery will not be allowed to read watermarks must
+// show before there is anything to recover.
+func (l *link) claim(ctx context.Context, readBefore bool) error {
 	if l.p.claimed {
 		return nil
 	}
-	if _, err := l.transact(nil, l.p.source.Proven()); err != nil {
+	pub, err := l.transact(nil, l.p.source.Proven())
+	if err != nil {
 		return fmt.Errorf("claim the outbox ID: %w", err)
+	}
+	if !readBefore {
+		w, found, err := readWatermark(ctx, l.p.opts.Client, l.topics.watermarks, l.id, pub.Watermark)
+		if err != nil {
+			return err
+		}
+		if own := l.p.source.Watermark(0).Owner; !found || w.Owner != own {
+			return fmt.Errorf("the watermark that was just committed to %s is not read back (found %t, owner %s, ours %s)", l.topics.watermarks.Name, found, w.Owner, own)
+		}
 	}
 	l.p.claimed = true
 	return nil
@@ -253,6 +265,19 @@ func (e *stalledError) Error() string {
 	return fmt.Sprintf("Kafka did not answer within %s", e.after)
 }
 
+// explainProduce names the access control that is missing.
+func explainProduce(err error) error {
+	switch {
+	case errors.Is(err, kerr.TopicAuthorizationFailed):
+		return fmt.Errorf("not authorised: grant this principal Write on the topic: %w", err)
+	case errors.Is(err, kerr.ClusterAuthorizationFailed): // what an idempotent producer meets that may write nowhere
+		return fmt.Errorf("not authorised: grant this principal Write on the topic, or IdempotentWrite on the cluster: %w", err)
+	case errors.Is(err, kerr.TransactionalIDAuthorizationFailed):
+		return fmt.Errorf("not authorised: grant this principal Write on the transactional ID, or choose --delivery at-least-once: %w", err)
+	}
+	return err
+}
+
 // isRefusal lists the errors of a record that no retry can mend. The list is
 // closed: everything else is tried again.
 func isRefusal(err error) bool {
@@ -285,7 +310,7 @@ func (l *link) send(records []*kgo.Record) ([]bool, error) {
 			if isRefusal(err) && r.Topic == l.p.opts.Topic.Name {
 				refuse = err
 			} else if failed == nil {
-				failed = fmt.Errorf("produce to %s: %w", r.Topic, err)
+				failed = fmt.Errorf("produce to %s: %w", r.Topic, explainProduce(err))
 			}
 		})
 	}

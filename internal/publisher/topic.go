@@ -83,20 +83,27 @@ func EnsureTopic(ctx context.Context, adm *kadm.Client, spec TopicSpec) (TopicSt
 func lookUpTopic(ctx context.Context, adm *kadm.Client, name string) (st TopicState, found bool, err error) {
 	st = TopicState{Name: name, Drift: []Drift{}}
 	topics, err := adm.ListTopics(ctx, name)
-	if err != nil {
-		return st, false, fmt.Errorf("look up topic %s: %w", name, err)
-	}
 	t, ok := topics[name]
+	if err == nil && ok {
+		err = t.Err
+	}
 	switch {
-	case !ok || errors.Is(t.Err, kerr.UnknownTopicOrPartition):
+	case isUnauthorised(err):
+		return st, false, fmt.Errorf("topic %s: not authorised: grant this principal Describe and Write on it: %w", name, err)
+	case !ok && err == nil || errors.Is(err, kerr.UnknownTopicOrPartition):
 		return st, false, nil
-	case errors.Is(t.Err, kerr.TopicAuthorizationFailed):
-		return st, false, fmt.Errorf("topic %s: not authorised: grant this principal Describe and Write on it: %w", name, t.Err)
-	case t.Err != nil:
-		return st, false, fmt.Errorf("look up topic %s: %w", name, t.Err)
+	case err != nil:
+		return st, false, fmt.Errorf("look up topic %s: %w", name, err)
 	}
 	st.ID, st.Partitions = t.ID, int32(len(t.Partitions))
 	return st, true, nil
+}
+
+// isUnauthorised: kadm tells of a missing right of one topic as it does of one of
+// the whole call.
+func isUnauthorised(err error) bool {
+	var auth *kadm.AuthError
+	return errors.As(err, &auth) || errors.Is(err, kerr.TopicAuthorizationFailed) || errors.Is(err, kerr.ClusterAuthorizationFailed)
 }
 
 // awaitTopic waits until the brokers' metadata shows a topic that was just made.
@@ -123,7 +130,7 @@ func createTopic(ctx context.Context, adm *kadm.Client, spec TopicSpec) error {
 	switch {
 	case err == nil, errors.Is(err, kerr.TopicAlreadyExists):
 		return nil
-	case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.ClusterAuthorizationFailed):
+	case isUnauthorised(err):
 		return fmt.Errorf("topic %s does not exist and may not be created: grant this principal Create on it (or on the cluster), or have it made with `sidecar topic` by somebody who may: %w", spec.Name, err)
 	default:
 		return fmt.Errorf("create topic %s: %w", spec.Name, err)
@@ -136,14 +143,14 @@ func (st *TopicState) compare(ctx context.Context, adm *kadm.Client, spec TopicS
 		st.drift("partitions", strconv.Itoa(int(spec.Partitions)), strconv.Itoa(int(st.Partitions)))
 	}
 	all, err := adm.DescribeTopicConfigs(ctx, spec.Name)
-	if err != nil {
-		return fmt.Errorf("describe topic %s: %w", spec.Name, err)
+	var rc kadm.ResourceConfig
+	if err == nil {
+		rc, err = all.On(spec.Name, nil)
 	}
-	rc, err := all.On(spec.Name, nil)
 	if err == nil {
 		err = rc.Err
 	}
-	if errors.Is(err, kerr.TopicAuthorizationFailed) {
+	if isUnauthorised(err) {
 		st.Note = "its settings are unknown: grant this principal DescribeConfigs to have them checked"
 		return nil
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"workflow-results-sidecar/internal/outbox"
@@ -46,6 +47,9 @@ func readWatermark(ctx context.Context, opts []kgo.Opt, topic TopicState, id uui
 	for len(spans) > 0 {
 		fetches := cl.PollFetches(ctx)
 		if err := errors.Join(ctx.Err(), fetches.Err()); err != nil {
+			if errors.Is(err, kerr.TopicAuthorizationFailed) {
+				err = fmt.Errorf("not authorised: grant this principal Read on topic %s, or choose --delivery at-least-once: %w", topic.Name, err)
+			}
 			return w, false, fmt.Errorf("read watermarks: %w", err)
 		}
 		for r := range fetches.RecordsAll() {

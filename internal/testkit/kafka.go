@@ -28,6 +28,7 @@ type KafkaOption func(*kafkaConfig)
 type kafkaConfig struct {
 	properties []string
 	release    string
+	secure     *Authority
 }
 
 // WithProperties adds lines to server.properties; a later line wins over ours.
@@ -42,6 +43,17 @@ func WithRelease(version string) KafkaOption {
 	return func(c *kafkaConfig) { c.release = version }
 }
 
+// WithSecurity adds a listener with TLS, client certificates and SASL: PLAIN for
+// User:plain, whose password is SASLPassword, and whatever SCRAM users a test
+// makes and OAUTHBEARER tokens (unsigned) it writes. Who comes through it may do
+// only what access control lists say; the plain listener may do everything.
+func WithSecurity(a *Authority) KafkaOption {
+	return func(c *kafkaConfig) { c.secure = a }
+}
+
+// SASLPassword is the password of User:plain.
+const SASLPassword = "plain-s3cret"
+
 // Kafka is a real broker: Apache Kafka, one KRaft node on 127.0.0.1, automatic
 // topics off, its data in a directory that goes with the test.
 type Kafka struct {
@@ -49,6 +61,7 @@ type Kafka struct {
 	libs       string
 	addr       string
 	controller string
+	secure     string
 	out        *output
 	proc       *Process // nil while it is stopped
 }
@@ -71,6 +84,9 @@ func StartKafka(t testing.TB, opts ...KafkaOption) *Kafka {
 
 // Addr is the broker's host:port; it stays the same over restarts.
 func (k *Kafka) Addr() string { return k.addr }
+
+// SecureAddr is the host:port of the listener of WithSecurity.
+func (k *Kafka) SecureAddr() string { return k.secure }
 
 // Client makes a client of the broker that is closed with test t.
 func (k *Kafka) Client(t testing.TB, opts ...kgo.Opt) *kgo.Client {
@@ -141,11 +157,18 @@ func newKafka(dir string, opts []KafkaOption) (*Kafka, error) {
 	if err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(2)
+	ports, err := freePorts(3)
 	if err != nil {
 		return nil, err
 	}
-	k := &Kafka{dir: dir, libs: libs, addr: ports[0], controller: ports[1], out: &output{}}
+	k := &Kafka{dir: dir, libs: libs, addr: ports[0], controller: ports[1], secure: ports[2], out: &output{}}
+	if cfg.secure != nil {
+		lines, err := k.securityProperties(cfg.secure)
+		if err != nil {
+			return nil, err
+		}
+		cfg.properties = append(lines, cfg.properties...)
+	}
 	if err := os.WriteFile(k.propertiesFile(), []byte(k.properties(cfg)), 0o600); err != nil {
 		return nil, fmt.Errorf("write Kafka's settings: %w", err)
 	}
@@ -176,6 +199,31 @@ func (k *Kafka) properties(cfg kafkaConfig) string {
 		"num.network.threads=2",
 		"num.io.threads=4",
 	}, append(cfg.properties, "")...), "\n")
+}
+
+func (k *Kafka) securityProperties(a *Authority) ([]string, error) {
+	keystore, truststore := filepath.Join(k.dir, "broker.pem"), filepath.Join(k.dir, "ca.pem")
+	cert, key := a.Issue("broker")
+	if err := errors.Join(os.WriteFile(keystore, append(key, cert...), 0o600), os.WriteFile(truststore, a.PEM(), 0o600)); err != nil {
+		return nil, fmt.Errorf("write Kafka's certificates: %w", err)
+	}
+	const modules = "org.apache.kafka.common.security."
+	const listener = "listener.name.secure."
+	return []string{
+		"listeners=PLAINTEXT://" + k.addr + ",SECURE://" + k.secure + ",CONTROLLER://" + k.controller,
+		"advertised.listeners=PLAINTEXT://" + k.addr + ",SECURE://" + k.secure,
+		"listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL",
+		listener + "ssl.keystore.type=PEM", listener + "ssl.keystore.location=" + keystore,
+		listener + "ssl.truststore.type=PEM", listener + "ssl.truststore.location=" + truststore,
+		listener + "ssl.client.auth=required",
+		listener + "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
+		listener + "plain.sasl.jaas.config=" + modules + `plain.PlainLoginModule required user_plain="` + SASLPassword + `";`,
+		listener + "scram-sha-256.sasl.jaas.config=" + modules + "scram.ScramLoginModule required;",
+		listener + "scram-sha-512.sasl.jaas.config=" + modules + "scram.ScramLoginModule required;",
+		listener + "oauthbearer.sasl.jaas.config=" + modules + `oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";`,
+		"authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+		"super.users=User:ANONYMOUS",
+	}, nil
 }
 
 func (k *Kafka) format(cfg kafkaConfig) error {

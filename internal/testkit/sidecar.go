@@ -16,11 +16,16 @@ import (
 )
 
 // StartSidecar starts the sidecar's binary with args, without SIDECAR_ variables
-// of the caller's environment. It ends with the test.
+// of the caller's environment; args may begin with some of its own (NAME=value).
+// It ends with the test.
 func StartSidecar(t testing.TB, bin string, args ...string) *Process {
 	t.Helper()
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "SIDECAR_") })
+	for len(args) > 0 && strings.HasPrefix(args[0], "SIDECAR_") {
+		env, args = append(env, args[0]), args[1:]
+	}
 	cmd := exec.Command(bin, args...)
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "SIDECAR_") })
+	cmd.Env = env
 	out := &output{}
 	p, err := startProcess("the sidecar", cmd, out)
 	if err != nil {

@@ -1,4 +1,4 @@
-package kafkaconn
+package testkit
 
 import (
 	"crypto/ecdsa"
@@ -10,22 +10,21 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 )
 
-// authority signs certificates for a test.
-type authority struct {
-	t    *testing.T
+// Authority signs certificates for a test.
+type Authority struct {
+	t    testing.TB
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
 
-func newAuthority(t *testing.T) *authority {
+// NewAuthority makes one with a key of its own.
+func NewAuthority(t testing.TB) *Authority {
 	t.Helper()
-	a := &authority{t: t, key: newKey(t)}
+	a := &Authority{t: t, key: newKey(t)}
 	tmpl := template("test authority")
 	tmpl.IsCA, tmpl.BasicConstraintsValid, tmpl.KeyUsage = true, true, x509.KeyUsageCertSign
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, a.key.Public(), a.key)
@@ -38,7 +37,7 @@ func newAuthority(t *testing.T) *authority {
 	return a
 }
 
-func newKey(t *testing.T) *ecdsa.PrivateKey {
+func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -56,8 +55,8 @@ func template(name string) *x509.Certificate {
 	}
 }
 
-// issue makes a certificate for 127.0.0.1 and its key, in PEM.
-func (a *authority) issue(name string) (certPEM, keyPEM []byte) {
+// Issue makes a certificate for 127.0.0.1 and its key, in PEM.
+func (a *Authority) Issue(name string) (certPEM, keyPEM []byte) {
 	a.t.Helper()
 	key := newKey(a.t)
 	der, err := x509.CreateCertificate(rand.Reader, template(name), a.cert, key.Public(), a.key)
@@ -71,41 +70,24 @@ func (a *authority) issue(name string) (certPEM, keyPEM []byte) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
 }
 
-func (a *authority) pem() []byte {
+// PEM is the certificate that others must trust.
+func (a *Authority) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
 }
 
-// server is the TLS side of a broker.
-func (a *authority) server() *tls.Config {
+// Server is the TLS side of a broker.
+func (a *Authority) Server() *tls.Config {
 	a.t.Helper()
-	cert, err := tls.X509KeyPair(a.issue("broker"))
+	cert, err := tls.X509KeyPair(a.Issue("broker"))
 	if err != nil {
 		a.t.Fatal(err)
 	}
 	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 }
 
-func (a *authority) pool() *x509.CertPool {
+// Pool trusts the authority.
+func (a *Authority) Pool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(a.cert)
 	return pool
-}
-
-// file writes content into a file of the test.
-func file(t *testing.T, name string, content []byte) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), name)
-	replace(t, path, content)
-	return path
-}
-
-// replace puts a whole new file into place, as a mounted secret is replaced.
-func replace(t *testing.T, path string, content []byte) {
-	t.Helper()
-	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		t.Fatal(err)
-	}
 }

@@ -1,0 +1,275 @@
+//go:build kafka
+
+package test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"workflow-results-sidecar/internal/testkit"
+)
+
+// secured is a broker with TLS, SASL and access control.
+type secured struct {
+	*testkit.Kafka
+	t         *testing.T
+	authority *testkit.Authority
+	adm       *kadm.Client
+	tls       []string // flags
+}
+
+func startSecured(t *testing.T) *secured {
+	t.Helper()
+	a := testkit.NewAuthority(t)
+	k := testkit.StartKafka(t, testkit.WithSecurity(a))
+	s := &secured{Kafka: k, t: t, authority: a, adm: kadm.NewClient(k.Client(t))}
+	cert, key := a.Issue("client")
+	s.tls = []string{"--kafka-ca-file", s.file("ca", a.PEM()), "--kafka-cert-file", s.file("cert", cert), "--kafka-key-file", s.file("key", key)}
+	return s
+}
+
+// file makes a file, and replaces it as a mounted secret is replaced.
+func (s *secured) file(name string, content []byte) string {
+	s.t.Helper()
+	path := filepath.Join(s.t.TempDir(), name)
+	s.replace(path, content)
+	return path
+}
+
+func (s *secured) replace(path string, content []byte) {
+	s.t.Helper()
+	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *secured) scramUser(user, password string, mechanism kadm.ScramMechanism) {
+	s.t.Helper()
+	_, err := s.adm.AlterUserSCRAMs(s.t.Context(), nil, []kadm.UpsertSCRAM{{User: user, Mechanism: mechanism, Iterations: 4096, Password: password}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// token is an unsigned JWT, as the broker's unsecured validator takes it.
+func token(user string) []byte {
+	part := func(v any) string {
+		b, err := json.Marshal(v)
+		if err != nil {
+			panic(err) // maps of strings and numbers
+		}
+		return base64.RawURLEncoding.EncodeToString(b)
+	}
+	now := time.Now().Unix()
+	return []byte(part(map[string]any{"alg": "none"}) + "." + part(map[string]any{"sub": user, "iat": now - 10, "exp": now + 3600}) + ".\n")
+}
+
+// grant is one access control entry.
+type grant struct {
+	on string // topic, watermarks or transactional ID
+	op kadm.ACLOperation
+}
+
+// The least that docs/OPERATIONS.md asks for.
+var (
+	minimum = []grant{
+		{"topic", kadm.OpWrite}, {"topic", kadm.OpCreate}, {"topic", kadm.OpDescribeConfigs},
+		{"watermarks", kadm.OpWrite}, {"watermarks", kadm.OpRead}, {"watermarks", kadm.OpCreate}, {"watermarks", kadm.OpDescribeConfigs},
+		{"transactional ID", kadm.OpWrite},
+	}
+	minimumAtLeastOnce = minimum[:3]
+)
+
+func without(gs []grant, not ...grant) []grant {
+	return slices.DeleteFunc(slices.Clone(gs), func(g grant) bool { return slices.Contains(not, g) })
+}
+
+func (s *secured) grant(user, topic string, gs ...grant) {
+	s.t.Helper()
+	for _, g := range gs {
+		b := kadm.NewACLs().Allow("User:" + user).Operations(g.op)
+		switch g.on {
+		case "topic":
+			b = b.Topics(topic).ResourcePatternType(kadm.ACLPatternLiteral)
+		case "watermarks":
+			b = b.Topics(topic + "-watermarks").ResourcePatternType(kadm.ACLPatternLiteral)
+		default:
+			b = b.TransactionalIDs(topic + "-").ResourcePatternType(kadm.ACLPatternPrefixed)
+		}
+		rs, err := s.adm.CreateACLs(s.t.Context(), b)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, r := range rs {
+			if r.Err != nil {
+				s.t.Fatal(r.Err, r.ErrMessage)
+			}
+		}
+	}
+}
+
+// newLine is a sidecar that comes through the secure listener.
+func (s *secured) newLine(flags ...string) *line {
+	return newLine(s.t, s.SecureAddr(), slices.Concat(s.tls, flags)...)
+}
+
+// arrived expects what was acknowledged to be in the topic once.
+func (s *secured) arrived(l *line, acked []testkit.Acked) {
+	s.t.Helper()
+	testkit.CheckExactlyOnce(s.t, acked, testkit.Consume(s.t, s.Addr(), l.topic))
+}
+
+// post hands results over and returns them.
+func (l *line) post(n int) []testkit.Acked {
+	l.t.Helper()
+	load := testkit.StartLoad(l.t.Context(), l.t, testkit.LoadConfig{Socket: l.socket, Conns: 1, Count: n})
+	if err := load.Wait(); err != nil {
+		l.t.Fatal(err)
+	}
+	return load.Acked()
+}
+
+// TestSASLMechanisms publishes through TLS, a client certificate and every
+// mechanism, with the least rights, and awaits a result likewise.
+func TestSASLMechanisms(t *testing.T) {
+	s := startSecured(t)
+	s.scramUser("scram256", "scram-256-s3cret", kadm.ScramSha256)
+	s.scramUser("scram512", "scram-512-s3cret", kadm.ScramSha512)
+	for _, c := range []struct {
+		mechanism, user, password, token string
+		fromEnvironment                  bool
+	}{
+		{mechanism: "plain", user: "plain", password: testkit.SASLPassword},
+		{mechanism: "scram-sha-256", user: "scram256", password: "scram-256-s3cret", fromEnvironment: true},
+		{mechanism: "scram-sha-512", user: "scram512", password: "scram-512-s3cret"},
+		{mechanism: "oauthbearer", user: "bearer", token: string(token("bearer"))},
+	} {
+		t.Run(c.mechanism, func(t *testing.T) {
+			s := &secured{Kafka: s.Kafka, t: t, authority: s.authority, adm: s.adm, tls: s.tls}
+			flags := []string{"--kafka-sasl", c.mechanism}
+			env := ""
+			switch {
+			case c.token != "":
+				flags = append(flags, "--kafka-token-file", s.file("token", []byte(c.token)))
+			case c.fromEnvironment:
+				flags, env = append(flags, "--kafka-username", c.user), c.password
+			default:
+				flags = append(flags, "--kafka-username", c.user, "--kafka-password-file", s.file("password", []byte(c.password+"\n")))
+			}
+			l := s.newLine(append(flags, "--log-level", "debug")...)
+			l.password = env
+			s.grant(c.user, l.topic, minimum...)
+			p := l.start()
+			acked := l.post(20)
+			l.drained()
+			l.stop(p)
+			s.arrived(l, acked)
+			for _, secret := range []string{c.password, strings.TrimSpace(c.token)} {
+				if secret != "" && strings.Contains(p.Output(), secret) {
+					t.Error("a secret stands in the log")
+				}
+			}
+
+			s.grant(c.user, l.topic, grant{"topic", kadm.OpRead})
+			cmd := exec.Command(l.bin, slices.Concat([]string{"await", "--brokers", s.SecureAddr(), "--topic", l.topic, "--correlation-id", acked[7].CorrelationID.String()}, s.tls, flags)...)
+			cmd.Env = append(os.Environ(), "SIDECAR_KAFKA_PASSWORD="+env)
+			if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte(acked[7].EventID.String())) {
+				t.Errorf("await: %v\n%s", err, out)
+			}
+		})
+	}
+}
+
+// TestPasswordIsReadAgain: a wrong password keeps results pending and is named;
+// the right one, put in its place, is used without a restart.
+func TestPasswordIsReadAgain(t *testing.T) {
+	s := startSecured(t)
+	s.scramUser("sidecar", "new-s3cret", kadm.ScramSha512)
+	password := s.file("password", []byte("old-s3cret"))
+	l := s.newLine("--kafka-sasl", "scram-sha-512", "--kafka-username", "sidecar", "--kafka-password-file", password)
+	s.grant("sidecar", l.topic, minimum...)
+	p := l.start()
+	acked := l.post(5)
+	st := l.awaitStatus("the broker refuses the password", func(st status) bool { return st.Publisher.LastError != "" })
+	if !strings.Contains(st.Publisher.LastError, "SASL") || st.Outbox.Pending != 5 || strings.Contains(st.Publisher.LastError, "s3cret") {
+		t.Errorf("%+v", st)
+	}
+	s.replace(password, []byte("new-s3cret"))
+	l.drained()
+	l.stop(p)
+	s.arrived(l, acked)
+}
+
+// TestMissingRights: whatever right is missing, results stay pending, the status
+// names the right, and once it is given everything goes out, without a restart.
+func TestMissingRights(t *testing.T) {
+	s := startSecured(t)
+	n := 0
+	for name, c := range map[string]struct {
+		grants   []grant
+		delivery string
+		exists   bool // the topics do
+		says     []string
+	}{
+		"all": {grants: minimum},
+		"the topics exist and may not be created": {exists: true, grants: without(minimum, grant{"topic", kadm.OpCreate}, grant{"watermarks", kadm.OpCreate})},
+		"settings may not be read":                {exists: true, grants: without(minimum, grant{"topic", kadm.OpDescribeConfigs}, grant{"watermarks", kadm.OpDescribeConfigs})},
+		"at-least-once needs less":                {delivery: "at-least-once", grants: minimumAtLeastOnce},
+
+		"create":              {grants: without(minimum, grant{"topic", kadm.OpCreate}), says: []string{"Create", "TOPIC"}},
+		"create watermarks":   {grants: without(minimum, grant{"watermarks", kadm.OpCreate}), says: []string{"Create", "TOPIC-watermarks", "--delivery at-least-once"}},
+		"nothing at all":      {exists: true, says: []string{"Describe", "Write", "TOPIC"}},
+		"write":               {exists: true, grants: append(without(minimum, grant{"topic", kadm.OpWrite}), grant{"topic", kadm.OpDescribe}), says: []string{"Write", "TOPIC"}},
+		"write watermarks":    {exists: true, grants: without(minimum, grant{"watermarks", kadm.OpWrite}), says: []string{"Write", "TOPIC-watermarks"}},
+		"read watermarks":     {exists: true, grants: without(minimum, grant{"watermarks", kadm.OpRead}), says: []string{"Read", "TOPIC-watermarks", "--delivery at-least-once"}},
+		"transactional ID":    {exists: true, grants: without(minimum, grant{"transactional ID", kadm.OpWrite}), says: []string{"Write", "transactional ID", "TOPIC-", "--delivery at-least-once"}},
+		"at-least-once write": {exists: true, delivery: "at-least-once", grants: []grant{{"topic", kadm.OpDescribe}, {"topic", kadm.OpDescribeConfigs}}, says: []string{"Write", "TOPIC"}},
+	} {
+		n++
+		user := fmt.Sprintf("user%d", n)
+		t.Run(name, func(t *testing.T) {
+			s := &secured{Kafka: s.Kafka, t: t, authority: s.authority, adm: s.adm, tls: s.tls}
+			delivery := c.delivery
+			if delivery == "" {
+				delivery = "exactly-once"
+			}
+			l := s.newLine("--kafka-sasl", "oauthbearer", "--kafka-token-file", s.file("token", token(user)), "--delivery", delivery)
+			if c.exists {
+				s.CreateTopic(t, l.topic, 6)
+				s.CreateTopic(t, l.topic+"-watermarks", 6, "cleanup.policy", "compact")
+			}
+			s.grant(user, l.topic, c.grants...)
+			p := l.start()
+			acked := l.post(3)
+			if c.says != nil {
+				st := l.awaitStatus("something is missing", func(st status) bool { return st.Publisher.LastError != "" })
+				for _, text := range c.says {
+					if text = strings.ReplaceAll(text, "TOPIC", l.topic); !strings.Contains(st.Publisher.LastError, text) {
+						t.Errorf("%q does not say %q", st.Publisher.LastError, text)
+					}
+				}
+				if st.Outbox.Pending != 3 || st.Outbox.Parked != 0 {
+					t.Errorf("%+v", st)
+				}
+				s.grant(user, l.topic, minimum...)
+			}
+			l.drained()
+			l.stop(p)
+			s.arrived(l, acked)
+		})
+	}
+}
