@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -31,7 +32,7 @@ type line struct {
 	topic  string
 	extra  []string
 
-	password string // SIDECAR_KAFKA_PASSWORD, where there is one
+	env []string // variables of the sidecar's own, NAME=value
 }
 
 func newLine(t *testing.T, broker string, extra ...string) *line {
@@ -53,10 +54,7 @@ func newLine(t *testing.T, broker string, extra ...string) *line {
 func (l *line) start(args ...string) *testkit.Process {
 	l.t.Helper()
 	all := append([]string{"run", "--socket", l.socket, "--data-dir", l.data, "--brokers", l.broker, "--topic", l.topic, "--linger", "0s"}, l.extra...)
-	if l.password != "" {
-		all = append([]string{"SIDECAR_KAFKA_PASSWORD=" + l.password}, all...)
-	}
-	p := testkit.StartSidecar(l.t, l.bin, append(all, args...)...)
+	p := testkit.StartSidecar(l.t, l.bin, slices.Concat(l.env, all, args)...)
 	p.WaitReady(l.t, l.socket)
 	return p
 }

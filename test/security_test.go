@@ -171,7 +171,9 @@ func TestSASLMechanisms(t *testing.T) {
 				flags = append(flags, "--kafka-username", c.user, "--kafka-password-file", s.file("password", []byte(c.password+"\n")))
 			}
 			l := s.newLine(append(flags, "--log-level", "debug")...)
-			l.password = env
+			if env != "" {
+				l.env = []string{"SIDECAR_KAFKA_PASSWORD=" + env}
+			}
 			s.grant(c.user, l.topic, minimum...)
 			p := l.start()
 			acked := l.post(20)

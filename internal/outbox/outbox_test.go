@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"workflow-results-sidecar/internal/metrics"
 	"workflow-results-sidecar/internal/result"
@@ -391,4 +393,29 @@ func TestNotADatabaseIsRefusedWithHelp(t *testing.T) {
 	if !isDamage(err) {
 		t.Errorf("%v", err)
 	}
+}
+
+// TestNetworkFileSystemIsRefused takes the file system that the test has for one.
+func TestNetworkFileSystemIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	kind := int64(st.Type) & 0xffffffff
+	before, was := networkFS[kind]
+	networkFS[kind] = "of the test"
+	t.Cleanup(func() {
+		if delete(networkFS, kind); was {
+			networkFS[kind] = before
+		}
+	})
+	_, err := Open(context.Background(), testOptions(t, dir))
+	if err == nil || !strings.Contains(err.Error(), "network file system (of the test)") || !strings.Contains(err.Error(), "--allow-network-fs") {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, fileName)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file was made there: %v", err)
+	}
+	open(t, dir, func(o *Options) { o.AllowNetworkFS = true })
 }

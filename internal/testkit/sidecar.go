@@ -21,7 +21,7 @@ import (
 func StartSidecar(t testing.TB, bin string, args ...string) *Process {
 	t.Helper()
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "SIDECAR_") })
-	for len(args) > 0 && strings.HasPrefix(args[0], "SIDECAR_") {
+	for len(args) > 0 && strings.Contains(args[0], "=") {
 		env, args = append(env, args[0]), args[1:]
 	}
 	cmd := exec.Command(bin, args...)
