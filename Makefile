@@ -21,7 +21,7 @@ help: ## List the targets
 .PHONY: build
 build: $(BIN) ## Build bin/sidecar
 $(BIN): $(GOFILES) | need-go
-	CGO_ENABLED=1 go build -trimpath -ldflags "-X main.buildVersion=$(VERSION)" -o $@ ./cmd/sidecar
+	CGO_ENABLED=1 go build -trimpath -ldflags "-s -w -X main.buildVersion=$(VERSION)" -o $@ ./cmd/sidecar
 
 .PHONY: demo
 demo: build $(VENV)/demo.stamp ## Show the whole way: LangGraph, socket, outbox, Kafka (embedded), await
@@ -50,6 +50,11 @@ test-python: build $(VENV)/dev.stamp ## The Python client against the real sidec
 .PHONY: test-curl
 test-curl: build ## Every call of the socket with curl
 	$(call stage,curl,SIDECAR=$(BIN) ./test/curl.sh)
+
+.PHONY: bench
+bench: need-test kafka ## The figures, three runs: intake, line, limits, memory (a quarter of an hour)
+	go test -tags kafka -run '^$$' -bench . -benchtime 1x -count 3 -timeout 60m ./test/bench -for 4s
+	go test -run '^$$' -bench . ./internal/...
 
 .PHONY: lint
 lint: .cache/golangci-$(GOLANGCI_VERSION)/golangci-lint ## golangci-lint with the list in .golangci.yml

@@ -101,10 +101,11 @@ func (c *demoCmd) show(e *env, cmd *runCmd) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range samples {
-		correlation := uuid.New()
-		fmt.Fprintf(e.stdout, "\n1. hand over a %s by POST /v1/results\n", s.status)
-		event := fmt.Sprintf(`{"correlation_id":%q,"workflow_id":"demo","workflow_run_id":"run-1","result":%s,"status":%q,"error":%s}`, correlation, s.result, s.status, s.err)
+	fmt.Fprintln(e.stdout, "1. Three results are handed over by POST /v1/results. 201 says that each is on disk:")
+	correlations := make([]uuid.UUID, len(samples))
+	for i, s := range samples {
+		correlations[i] = uuid.New()
+		event := fmt.Sprintf(`{"correlation_id":%q,"workflow_id":"demo","workflow_run_id":"run-1","result":%s,"status":%q,"error":%s}`, correlations[i], s.result, s.status, s.err)
 		status, body, err := cl.Post(ctx, []byte(event))
 		if err != nil {
 			return err
@@ -112,14 +113,17 @@ func (c *demoCmd) show(e *env, cmd *runCmd) error {
 		if status != http.StatusCreated {
 			return fmt.Errorf("the sidecar answers %d: %s", status, body)
 		}
-		fmt.Fprintf(e.stdout, "   %d, it is on disk: %s", status, body)
-		found, err := await.Wait(ctx, await.Options{Client: client, Topic: cmd.Topic, CorrelationID: correlation, Since: time.Hour})
+		fmt.Fprintf(e.stdout, "   %-7s  %d %s", s.status, status, body)
+	}
+	fmt.Fprintln(e.stdout, "\n2. Whoever triggered the workflow waits for its correlation ID in Kafka:")
+	for _, id := range correlations {
+		found, err := await.Wait(ctx, await.Options{Client: client, Topic: cmd.Topic, CorrelationID: id, Since: time.Hour})
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(e.stdout, "2. await correlation ID %s\n   %s\n", correlation, found.Value)
+		fmt.Fprintf(e.stdout, "   %s\n", found.Value)
 	}
-	fmt.Fprintln(e.stdout, "\n3. the outbox:")
+	fmt.Fprintln(e.stdout, "\n3. The outbox tells where each is:")
 	entries, err := cl.List(ctx, outbox.Filter{})
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -56,7 +57,15 @@ type env struct {
 	stderr  io.Writer
 }
 
+// gcPercent keeps the sidecar below 64 MiB while it drains a long backlog; with
+// Go's own 100 it takes some 67. It costs a sixth of the drain's rate and nothing
+// of the intake's (measured). GOGC overrides it.
+const gcPercent = 50
+
 func main() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	os.Exit(execute(os.Args[1:], signals, os.Stdout, os.Stderr))
