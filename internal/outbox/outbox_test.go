@@ -419,3 +419,16 @@ func TestNetworkFileSystemIsRefused(t *testing.T) {
 	}
 	open(t, dir, func(o *Options) { o.AllowNetworkFS = true })
 }
+
+// TestRunThatEndsBeforeItBegan, as a short command makes it.
+func TestRunThatEndsBeforeItBegan(t *testing.T) {
+	o, err := Open(context.Background(), testOptions(t, t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := errors.Join(o.Run(ctx), o.Close()); err != nil {
+		t.Error(err)
+	}
+}
