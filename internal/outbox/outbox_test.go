@@ -275,6 +275,21 @@ func TestParkRetryPurge(t *testing.T) {
 	}
 }
 
+// TestParkedBetweenLookingAndWaiting: nobody will wake a waiter that comes too late.
+func TestParkedBetweenLookingAndWaiting(t *testing.T) {
+	h := open(t, t.TempDir())
+	h.add(newResult(t, `{}`))
+	before := h.countParkings()
+	if err := h.Park(t.Context(), 1, "no"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := h.waitFor(ctx, 1, before); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestWaitPublished(t *testing.T) {
 	h := open(t, t.TempDir())
 	rs := results(t, 2, `{}`)

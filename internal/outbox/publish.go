@@ -43,21 +43,29 @@ func (o *Outbox) release(seq int64, chans []chan struct{}) {
 // WaitPublished returns once a result is published or parked, or with ctx's error.
 func (o *Outbox) WaitPublished(ctx context.Context, id uuid.UUID) (Entry, error) {
 	for {
+		parkings := o.countParkings()
 		e, err := o.Get(ctx, id)
 		if err != nil || e.State != Pending {
 			return e, err
 		}
-		if err := o.waitFor(ctx, e.Seq); err != nil {
+		if err := o.waitFor(ctx, e.Seq, parkings); err != nil {
 			return e, err
 		}
 	}
 }
 
-// waitFor returns when the state of seq may have changed.
-func (o *Outbox) waitFor(ctx context.Context, seq int64) error {
+func (o *Outbox) countParkings() int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.parkings
+}
+
+// waitFor returns when the state of seq may have changed since there were so
+// many parkings.
+func (o *Outbox) waitFor(ctx context.Context, seq, parkings int64) error {
 	c := make(chan struct{})
 	o.mu.Lock()
-	if seq <= o.proven {
+	if seq <= o.proven || o.parkings != parkings {
 		o.mu.Unlock()
 		return nil
 	}
@@ -129,6 +137,7 @@ func (o *Outbox) Park(ctx context.Context, seq int64, reason string) error {
 	o.metrics.Parked.Inc()
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.parkings++
 	o.release(seq, o.waiters[seq])
 	return nil
 }
