@@ -280,6 +280,9 @@ func (p *Publisher) publishOnce(l *link) (more bool, err error) {
 	if err != nil || len(rows) == 0 {
 		return false, err
 	}
+	if p.opts.Delivery == AtLeastOnce {
+		rows = rows[:distinctKeys(rows)]
+	}
 	start := time.Now()
 	pub, err := l.publish(rows)
 	var refused *refusedError
@@ -297,6 +300,22 @@ func (p *Publisher) publishOnce(l *link) (more bool, err error) {
 	p.well()
 	p.set(func(s *Status) { s.LastPublishedAt = &pub.At })
 	return true, nil
+}
+
+// distinctKeys returns how many rows come before the first whose key is among
+// them already. Where one batch fails, those behind it may still reach Kafka, and
+// what is sent again must not come after a later result of its key. A transaction
+// is aborted as a whole and needs no such care.
+func distinctKeys(rows []outbox.Row) int {
+	seen := make(map[uuid.UUID]bool, len(rows))
+	for i := range rows {
+		key := rows[i].Result.CorrelationID
+		if seen[key] {
+			return i
+		}
+		seen[key] = true
+	}
+	return len(rows)
 }
 
 func bytesOf(rows []outbox.Row) (n int64) {

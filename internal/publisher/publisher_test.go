@@ -75,13 +75,19 @@ func (b *bench) run() *Publisher {
 	return p
 }
 
+// add appends n results, each with a correlation ID of its own.
 func (b *bench) add(n int) []uuid.UUID {
+	b.t.Helper()
+	return b.addWithKeys(n, uuid.New)
+}
+
+func (b *bench) addWithKeys(n int, key func() uuid.UUID) []uuid.UUID {
 	b.t.Helper()
 	ids := make([]uuid.UUID, n)
 	rs := make([]result.Result, n)
 	for i := range rs {
 		ids[i] = uuid.New()
-		r, err := result.Decode(fmt.Appendf(nil, `{"event_id":%q,"correlation_id":%q,"workflow_id":"w","workflow_run_id":"r","status":"success","result":{"i":%d}}`, ids[i], uuid.New(), i), time.Now())
+		r, err := result.Decode(fmt.Appendf(nil, `{"event_id":%q,"correlation_id":%q,"workflow_id":"w","workflow_run_id":"r","status":"success","result":{"i":%d}}`, ids[i], key(), i), time.Now())
 		if err != nil {
 			b.t.Fatal(err)
 		}
@@ -223,6 +229,50 @@ func TestProduceErrorsAreTriedAgain(t *testing.T) {
 			}
 			if st, err := b.outbox.Stats(t.Context()); err != nil || st.ParkedRows != 0 {
 				t.Errorf("parked %d, %v", st.ParkedRows, err)
+			}
+		})
+	}
+}
+
+// TestNothingOvertakesWithinAKey: one batch fails, and the batches behind it do
+// not. What is sent again must not come behind a later result of its key.
+func TestNothingOvertakesWithinAKey(t *testing.T) {
+	for _, delivery := range []Delivery{ExactlyOnce, AtLeastOnce} {
+		t.Run(string(delivery), func(t *testing.T) {
+			b := newBench(t, delivery)
+			b.opts.Topic.Configs["max.message.bytes"] = "16384" // many batches
+			var requests atomic.Int32
+			b.fake.ControlKey(int16(kmsg.Produce), func(kreq kmsg.Request) (kmsg.Response, error, bool) {
+				b.fake.KeepControl()
+				req := kreq.(*kmsg.ProduceRequest)
+				if requests.Add(1) != 2 {
+					return nil, nil, false
+				}
+				return testkit.ProduceError(req, kerr.TopicAuthorizationFailed.Code), nil, true
+			})
+			b.opts.MaxRows, b.opts.MaxBytes = 20000, 64<<20 // producing them lasts longer than a request
+			keys := make([]uuid.UUID, 1000)
+			for i := range keys {
+				keys[i] = uuid.New()
+			}
+			n := 0
+			ids := b.addWithKeys(20000, func() uuid.UUID { n++; return keys[n%len(keys)] })
+			seqs := make(map[string]int, len(ids))
+			for i, id := range ids {
+				seqs[id.String()] = i
+			}
+			b.run()
+			b.awaitPublished(ids[len(ids)-1:]) // all before it are, too
+			last, seen := make(map[string]int), make(map[string]bool)
+			for _, r := range testkit.Consume(t, b.fake.Addr(), "results") {
+				id, key := testkit.Header(r, "ce_id"), string(r.Key)
+				if !seen[id] && seqs[id] < last[key] {
+					t.Fatalf("of key %s, result %d comes after %d", key, seqs[id], last[key])
+				}
+				seen[id], last[key] = true, max(last[key], seqs[id])
+			}
+			if requests.Load() < 3 {
+				t.Error("the fault was never injected")
 			}
 		})
 	}
