@@ -94,8 +94,8 @@ func (tx *transaction) append(r *result.Result) (Outcome, error) {
 	if found {
 		return tx.held(r, seq)
 	}
-	if !tx.fits(1, size) {
-		return Outcome{Err: ErrFull}, nil
+	if fits, err := tx.makeRoom(size); err != nil || !fits {
+		return Outcome{Err: ErrFull}, err
 	}
 	seq = tx.state.lastSeq + 1
 	_, err = tx.o.stmts.insert.Exec(seq, r.EventID[:], r.CorrelationID[:], r.WorkflowID, r.WorkflowRunID, string(r.Status),
@@ -120,11 +120,12 @@ func (tx *transaction) added(r *result.Result, seq, size int64) {
 // transaction included.
 func (tx *transaction) held(r *result.Result, seq int64) (Outcome, error) {
 	var digest []byte
+	proven := tx.o.Proven()
 	e, err := scanEntry(tx.o.stmts.held.QueryRow(seq), &digest)
 	if err != nil {
 		return Outcome{}, fmt.Errorf("read the held result: %w", err)
 	}
-	if err := tx.o.complete(context.Background(), &e); err != nil {
+	if err := tx.o.complete(context.Background(), &e, proven); err != nil {
 		return Outcome{}, err
 	}
 	if result.Digest(digest) != r.Digest {

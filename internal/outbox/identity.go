@@ -17,22 +17,24 @@ type generation struct {
 }
 
 // Watermark is what the publisher writes to Kafka with its results: everything
-// up to Seq is published. Generation is the start that gave Seq; an outbox whose
-// table says otherwise is a copy that went its own way. Owner is the start that
-// wrote the watermark.
+// up to Seq is published, parked results aside. Generation is the start that gave
+// Seq; an outbox whose table says otherwise is a copy that went its own way.
+// Parkings is how often a result had been set aside; an outbox that knows of fewer
+// is a copy from before, and would take a parked result for a published one. Owner
+// is the start that wrote the watermark.
 type Watermark struct {
 	Seq        int64
 	Generation uuid.UUID
+	Parkings   int64
 	Owner      uuid.UUID
 }
 
 // WatermarkPosition is where in Kafka our newest watermark lies, so that a
 // recovery can start there. The zero value is unknown.
 type WatermarkPosition struct {
-	TopicID    [16]byte
-	Partitions int32 // of the topic, when it was written
-	Partition  int32
-	Offset     int64
+	TopicID   [16]byte
+	Partition int32
+	Offset    int64
 }
 
 func readGenerations(ctx context.Context, conn *sql.Conn) ([]generation, error) {
@@ -99,7 +101,7 @@ func (o *Outbox) ID() uuid.UUID {
 func (o *Outbox) Watermark(seq int64) Watermark {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return Watermark{Seq: seq, Generation: o.generationOf(seq), Owner: o.owner}
+	return Watermark{Seq: seq, Generation: o.generationOf(seq), Parkings: o.state.parkings, Owner: o.owner}
 }
 
 // Proven is the highest seq of which we know that it and all before it are
@@ -115,7 +117,7 @@ func (o *Outbox) Proven() int64 {
 func (o *Outbox) Judges(w Watermark) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return w.Seq <= o.state.lastSeq && o.generationOf(w.Seq) == w.Generation
+	return w.Seq <= o.state.lastSeq && o.generationOf(w.Seq) == w.Generation && w.Parkings <= o.state.parkings
 }
 
 // TakeNewID gives the outbox a new identity, durably, and forgets where the old

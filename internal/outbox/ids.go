@@ -80,7 +80,7 @@ func (tx *transaction) find(id uuid.UUID) (seq int64, found bool, err error) {
 	tx.o.mu.Lock()
 	row, found := tx.o.recent[id]
 	tx.o.mu.Unlock()
-	if found {
+	if found && tx.forgotten[id] != row.seq {
 		return row.seq, true, nil
 	}
 	err = tx.o.stmts.seqOf.QueryRow(id[:]).Scan(&seq)
@@ -96,26 +96,39 @@ func (tx *transaction) find(id uuid.UUID) (seq int64, found bool, err error) {
 // remember makes a new row known at once, to the rest of its transaction.
 // Readers look for the row itself and do not see it before its commit.
 func (tx *transaction) remember(id uuid.UUID, row recentRow) {
-	tx.remembered = append(tx.remembered, id)
 	tx.o.mu.Lock()
 	defer tx.o.mu.Unlock()
+	tx.remembered = append(tx.remembered, remembered{id, tx.o.recent[id]})
 	tx.o.recent[id] = row
+}
+
+// remembered is an ID that a transaction has put into o.recent, and what stood
+// there before: a row that the transaction pruned, or nothing (seq 0).
+type remembered struct {
+	id     uuid.UUID
+	before recentRow
 }
 
 // forgetRemembered undoes remember.
 func (tx *transaction) forgetRemembered() {
 	tx.o.mu.Lock()
 	defer tx.o.mu.Unlock()
-	for _, id := range tx.remembered {
-		delete(tx.o.recent, id)
+	for _, r := range slices.Backward(tx.remembered) {
+		if r.before.seq == 0 {
+			delete(tx.o.recent, r.id)
+		} else {
+			tx.o.recent[r.id] = r.before
+		}
 	}
 }
 
 // settleRecent takes over what a commit changed; o.mu is held.
 func (tx *transaction) settleRecent() {
 	o := tx.o
-	for _, id := range tx.forgotten {
-		delete(o.recent, id)
+	for id, seq := range tx.forgotten {
+		if o.recent[id].seq == seq { // else the same ID came in again
+			delete(o.recent, id)
+		}
 	}
 	maps.Copy(o.recent, tx.moved)
 	if tx.merged > 0 {
@@ -128,19 +141,29 @@ func (tx *transaction) forget(from, to int64) error {
 	if to <= tx.state.indexedSeq {
 		return nil
 	}
-	rows, err := tx.o.conn.QueryContext(context.Background(), `SELECT event_id FROM results WHERE seq > ? AND seq <= ? AND seq NOT IN (SELECT seq FROM parked)`, from, to)
+	rows, err := tx.o.conn.QueryContext(context.Background(), `SELECT event_id, seq FROM results WHERE seq > ? AND seq <= ? AND seq NOT IN (SELECT seq FROM parked)`, from, to)
 	if err != nil {
 		return fmt.Errorf("read expired event IDs: %w", err)
 	}
 	defer func() { _ = rows.Close() }() // rows.Err tells what matters
 	for rows.Next() {
 		var id uuid.UUID
-		if err := rows.Scan(&id); err != nil {
+		var seq int64
+		if err := rows.Scan(&id, &seq); err != nil {
 			return fmt.Errorf("read expired event IDs: %w", err)
 		}
-		tx.forgotten = append(tx.forgotten, id)
+		tx.forgetRow(id, seq)
 	}
 	return rows.Err()
+}
+
+// forgetRow takes one row out of memory, for this transaction at once and for
+// others with its commit.
+func (tx *transaction) forgetRow(id uuid.UUID, seq int64) {
+	if tx.forgotten == nil {
+		tx.forgotten = make(map[uuid.UUID]int64)
+	}
+	tx.forgotten[id] = seq
 }
 
 // unindex takes rows out of the indexes, whether or not they are in them.

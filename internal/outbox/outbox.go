@@ -111,7 +111,6 @@ type Outbox struct {
 	unmarked       []Publication           // proven, not yet committed
 	unmarkedAt     time.Time               // since when
 	waiters        map[int64][]chan struct{}
-	parkings       int64 // how often Park has set a result aside
 	queue          []*request
 	queuedRows     int
 	queuedBytes    int64

@@ -279,7 +279,7 @@ func TestParkRetryPurge(t *testing.T) {
 func TestParkedBetweenLookingAndWaiting(t *testing.T) {
 	h := open(t, t.TempDir())
 	h.add(newResult(t, `{}`))
-	before := h.countParkings()
+	before := h.parkings()
 	if err := h.Park(t.Context(), 1, "no"); err != nil {
 		t.Fatal(err)
 	}

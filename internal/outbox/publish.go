@@ -43,7 +43,7 @@ func (o *Outbox) release(seq int64, chans []chan struct{}) {
 // WaitPublished returns once a result is published or parked, or with ctx's error.
 func (o *Outbox) WaitPublished(ctx context.Context, id uuid.UUID) (Entry, error) {
 	for {
-		parkings := o.countParkings()
+		parkings := o.parkings()
 		e, err := o.Get(ctx, id)
 		if err != nil || e.State != Pending {
 			return e, err
@@ -54,10 +54,11 @@ func (o *Outbox) WaitPublished(ctx context.Context, id uuid.UUID) (Entry, error)
 	}
 }
 
-func (o *Outbox) countParkings() int64 {
+// parkings is how often a result was set aside, ever.
+func (o *Outbox) parkings() int64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.parkings
+	return o.state.parkings
 }
 
 // waitFor returns when the state of seq may have changed since there were so
@@ -65,7 +66,7 @@ func (o *Outbox) countParkings() int64 {
 func (o *Outbox) waitFor(ctx context.Context, seq, parkings int64) error {
 	c := make(chan struct{})
 	o.mu.Lock()
-	if seq <= o.proven || o.parkings != parkings {
+	if seq <= o.proven || o.state.parkings != parkings {
 		o.mu.Unlock()
 		return nil
 	}
@@ -128,7 +129,7 @@ func (o *Outbox) Park(ctx context.Context, seq int64, reason string) error {
 		}
 		s := &tx.state
 		s.pendingRows, s.pendingBytes = s.pendingRows-1, s.pendingBytes-size
-		s.parkedRows, s.parkedBytes = s.parkedRows+1, s.parkedBytes+size
+		s.parkedRows, s.parkedBytes, s.parkings = s.parkedRows+1, s.parkedBytes+size, s.parkings+1
 		return tx.exec(`INSERT INTO parked (seq, reason, parked_at) VALUES (?,?,?)`, seq, reason, tx.now.UnixMicro())
 	})
 	if err != nil {
@@ -137,7 +138,6 @@ func (o *Outbox) Park(ctx context.Context, seq int64, reason string) error {
 	o.metrics.Parked.Inc()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.parkings++
 	o.release(seq, o.waiters[seq])
 	return nil
 }
@@ -177,7 +177,7 @@ func (o *Outbox) Purge(ctx context.Context, id uuid.UUID) error {
 		s := &tx.state
 		s.parkedRows, s.parkedBytes = s.parkedRows-1, s.parkedBytes-e.Bytes
 		s.heldRows, s.heldBytes = s.heldRows-1, s.heldBytes-e.Bytes
-		tx.forgotten = append(tx.forgotten, id)
+		tx.forgetRow(id, e.Seq)
 		return errors.Join(
 			tx.exec(`DELETE FROM parked WHERE seq = ?`, e.Seq),
 			tx.unindex(e.Seq, e.Seq, ``),

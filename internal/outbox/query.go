@@ -41,13 +41,14 @@ func scanEntry(row scanner, more ...any) (Entry, error) {
 }
 
 // complete sets the state that only the published number tells, and where the
-// result went.
-func (o *Outbox) complete(ctx context.Context, e *Entry) error {
+// result went. proven is that number from before the row was read: a result is
+// parked before the number passes it, so a row that is read later cannot be told
+// as published when it is parked.
+func (o *Outbox) complete(ctx context.Context, e *Entry, proven int64) error {
 	if e.State == Parked {
 		return nil
 	}
 	o.mu.Lock()
-	proven := o.proven
 	p, found := locate(o.unmarked, e.Seq)
 	o.mu.Unlock()
 	if e.Seq > proven {
@@ -100,6 +101,7 @@ func (o *Outbox) publicationOf(ctx context.Context, seq int64) (Publication, err
 // Get returns what is known of a result, or ErrNotFound.
 func (o *Outbox) Get(ctx context.Context, id uuid.UUID) (Entry, error) {
 	var e Entry
+	proven := o.Proven()
 	err := o.lookUp(ctx, id, entryColumns+` FROM results r LEFT JOIN parked p ON p.seq = r.seq`, func(row scanner) (err error) {
 		e, err = scanEntry(row)
 		return err
@@ -107,7 +109,7 @@ func (o *Outbox) Get(ctx context.Context, id uuid.UUID) (Entry, error) {
 	if err != nil {
 		return e, err
 	}
-	return e, o.complete(ctx, &e)
+	return e, o.complete(ctx, &e, proven)
 }
 
 // Payload returns the result object of an event ID, byte for byte; nil once the
@@ -120,7 +122,8 @@ func (o *Outbox) Payload(ctx context.Context, id uuid.UUID) ([]byte, error) {
 
 // List returns entries in seq order.
 func (o *Outbox) List(ctx context.Context, f Filter) ([]Entry, error) {
-	query, args := o.listQuery(f)
+	proven := o.Proven()
+	query, args := o.listQuery(f, proven)
 	rows, err := o.readers.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, o.judge(fmt.Errorf("list results: %w", err))
@@ -138,19 +141,16 @@ func (o *Outbox) List(ctx context.Context, f Filter) ([]Entry, error) {
 		return nil, o.judge(fmt.Errorf("list results: %w", err))
 	}
 	for i := range entries {
-		if err := o.complete(ctx, &entries[i]); err != nil {
+		if err := o.complete(ctx, &entries[i], proven); err != nil {
 			return nil, err
 		}
 	}
 	return entries, nil
 }
 
-func (o *Outbox) listQuery(f Filter) (string, []any) {
+func (o *Outbox) listQuery(f Filter, proven int64) (string, []any) {
 	from, where := ` FROM results r LEFT JOIN parked p ON p.seq = r.seq`, ` WHERE r.seq > ?`
 	args := []any{f.After}
-	o.mu.Lock()
-	proven := o.proven
-	o.mu.Unlock()
 	switch f.State {
 	case Pending:
 		args[0] = max(f.After, proven)
@@ -174,13 +174,14 @@ func (o *Outbox) listQuery(f Filter) (string, []any) {
 
 // Next returns pending results with a seq greater than after, in seq order: at
 // most maxRows, and as many as fit in maxBytes but at least one. It removes
-// nothing.
+// nothing. A commit that has not reached the state in memory is not seen yet: a
+// watermark could not name the generation of its rows.
 func (o *Outbox) Next(ctx context.Context, after int64, maxRows int, maxBytes int64) ([]Row, error) {
 	if err := o.usable(); err != nil {
 		return nil, err
 	}
 	rows, err := o.readers.QueryContext(ctx, `SELECT seq, event_id, correlation_id, workflow_id, workflow_run_id, status, accepted_at, timestamp, size, traceparent, tracestate, error, result
-		FROM results WHERE seq > ? AND seq NOT IN (SELECT seq FROM parked) ORDER BY seq LIMIT ?`, after, maxRows)
+		FROM results WHERE seq > ? AND seq <= ? AND seq NOT IN (SELECT seq FROM parked) ORDER BY seq LIMIT ?`, after, o.lastSeq(), maxRows)
 	if err != nil {
 		return nil, o.judge(fmt.Errorf("read pending results: %w", err))
 	}
@@ -201,6 +202,12 @@ func (o *Outbox) Next(ctx context.Context, after int64, maxRows int, maxBytes in
 		return nil, o.judge(fmt.Errorf("read pending results: %w", err))
 	}
 	return out, nil
+}
+
+func (o *Outbox) lastSeq() int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.state.lastSeq
 }
 
 func scanRow(rows *sql.Rows) (r Row, err error) {

@@ -9,10 +9,10 @@ import (
 )
 
 const (
-	retentionInterval = time.Second
-	sliceRows         = 512 // rows that one retention step touches: it stalls the intake no longer
-	slicePages        = 256 // pages that one vacuum step gives back
-	keepFreePages     = 1024
+	retentionInterval       = time.Second
+	sliceRows         int64 = 512 // rows that one retention step touches: it stalls the intake no longer
+	slicePages              = 256 // pages that one vacuum step gives back
+	keepFreePages           = 1024
 )
 
 // runRetention drops what is past its window and gives freed pages back to the
@@ -58,7 +58,7 @@ func (tx *transaction) slimExpired() (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	return tx.slim(through)
+	return tx.slim(through, sliceRows)
 }
 
 // pruneExpired drops rows whose deduplication window is over, and the oldest
@@ -68,11 +68,23 @@ func (tx *transaction) pruneExpired() (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	s := &tx.state
-	if excess := s.heldRows - s.pendingRows - s.parkedRows - tx.o.opts.DedupRows; excess > 0 {
-		through = max(through, min(s.prunedSeq+min(excess, sliceRows), s.publishedSeq))
+	if more, err = tx.prune(through, sliceRows); more || err != nil {
+		return more, err
 	}
-	return tx.prune(through)
+	excess := tx.beyondCap()
+	if excess <= 0 {
+		return false, nil
+	}
+	if more, err = tx.prune(tx.state.publishedSeq, min(excess, sliceRows)); err != nil {
+		return false, err
+	}
+	return more && tx.beyondCap() > 0, nil
+}
+
+// beyondCap is how many published rows are above the cap.
+func (tx *transaction) beyondCap() int64 {
+	s := &tx.state
+	return s.heldRows - s.pendingRows - s.parkedRows - tx.o.opts.DedupRows
 }
 
 // publishedBefore returns the highest seq that was published before t.
@@ -86,10 +98,10 @@ func (tx *transaction) publishedBefore(t time.Time) (int64, error) {
 	return through, nil
 }
 
-// slim drops the payloads of the next slice up to through.
-func (tx *transaction) slim(through int64) (more bool, err error) {
+// slim drops the payloads of the next n rows up to through.
+func (tx *transaction) slim(through, n int64) (more bool, err error) {
 	s := &tx.state
-	from, to, err := tx.slice(max(s.slimSeq, s.prunedSeq), through)
+	from, to, err := tx.slice(max(s.slimSeq, s.prunedSeq), through, n)
 	if err != nil || to == from {
 		return false, err
 	}
@@ -103,10 +115,10 @@ func (tx *transaction) slim(through int64) (more bool, err error) {
 	return to < through, tx.exec(`UPDATE results SET size = size - (`+payload+`), result = NULL, error = NULL`+where, from, to)
 }
 
-// prune drops the rows of the next slice up to through.
-func (tx *transaction) prune(through int64) (more bool, err error) {
+// prune drops the next n rows up to through.
+func (tx *transaction) prune(through, n int64) (more bool, err error) {
 	s := &tx.state
-	from, to, err := tx.slice(s.prunedSeq, through)
+	from, to, err := tx.slice(s.prunedSeq, through, n)
 	if err != nil || to == from {
 		return false, err
 	}
@@ -125,15 +137,15 @@ func (tx *transaction) prune(through int64) (more bool, err error) {
 		tx.exec(`DELETE FROM publications WHERE through <= ?`, to))
 }
 
-// slice returns the bounds of the next sliceRows rows after from, up to
-// through: (from, to]. to == from where there is nothing to do.
-func (tx *transaction) slice(from, through int64) (int64, int64, error) {
+// slice returns the bounds of the next n rows after from, up to through:
+// (from, to]. to == from where there is nothing to do.
+func (tx *transaction) slice(from, through, n int64) (int64, int64, error) {
 	if through <= from {
 		return from, from, nil
 	}
 	var last sql.NullInt64
 	err := tx.o.conn.QueryRowContext(context.Background(), `SELECT max(seq) FROM (SELECT seq FROM results WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?)`,
-		from, through, sliceRows).Scan(&last)
+		from, through, n).Scan(&last)
 	if err != nil {
 		return 0, 0, fmt.Errorf("find the next slice: %w", err)
 	}
@@ -143,36 +155,37 @@ func (tx *transaction) slice(from, through int64) (int64, int64, error) {
 	return from, last.Int64, nil
 }
 
-// fits reports whether rows and bytes more are within the limits.
-func (tx *transaction) fits(rows, bytes int64) bool {
-	return tx.state.heldRows+rows <= tx.o.opts.MaxRows && tx.state.heldBytes+bytes <= tx.o.opts.MaxBytes
+// fits reports whether one result more, of size bytes, is within the limits.
+func (tx *transaction) fits(size int64) bool {
+	return tx.state.heldRows+1 <= tx.o.opts.MaxRows && tx.state.heldBytes+size <= tx.o.opts.MaxBytes
 }
 
-// makeRoom brings what is held below the limits for a batch, where published
-// results can give way: history first, then deduplication entries. What does not
-// fit then is refused result by result.
-func (tx *transaction) makeRoom(batch []*request) error {
-	var rows, bytes int64
-	for _, r := range batch {
-		rows, bytes = rows+int64(len(r.results)), bytes+r.bytes
+// makeRoom lets published results give way for a new one of size bytes: history
+// first, then deduplication entries, no more than a 64th of what is held at a
+// time. It reports false, and takes nothing, where what is pending and parked
+// leaves no room.
+func (tx *transaction) makeRoom(size int64) (bool, error) {
+	s, opts := &tx.state, &tx.o.opts
+	if s.pendingRows+s.parkedRows+1 > opts.MaxRows || s.pendingBytes+s.parkedBytes+size > opts.MaxBytes {
+		return false, nil
 	}
-	published := tx.state.publishedSeq
-	for !tx.fits(rows, bytes) {
-		if tx.state.slimSeq < published && tx.state.heldBytes+bytes > tx.o.opts.MaxBytes {
-			if _, err := tx.slim(published); err != nil {
-				return err
-			}
-			continue
+	n := min(max(s.heldRows/64, 1), sliceRows)
+	for !tx.fits(size) {
+		var err error
+		switch {
+		case s.heldBytes+size > opts.MaxBytes && s.slimSeq < s.publishedSeq:
+			_, err = tx.slim(s.publishedSeq, n)
+		case s.prunedSeq < s.publishedSeq:
+			_, err = tx.prune(s.publishedSeq, n)
+			tx.o.reportTrimmed(tx.now)
+		default:
+			return false, nil
 		}
-		if tx.state.prunedSeq >= published {
-			return nil
+		if err != nil {
+			return false, err
 		}
-		if _, err := tx.prune(published); err != nil {
-			return err
-		}
-		tx.o.reportTrimmed(tx.now)
 	}
-	return nil
+	return true, nil
 }
 
 // reportTrimmed tells that deduplication entries went before their time.

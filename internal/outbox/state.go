@@ -23,6 +23,7 @@ type state struct {
 	pendingBytes int64
 	parkedRows   int64
 	parkedBytes  int64
+	parkings     int64 // how often a result was set aside, ever
 	heldRows     int64
 	heldBytes    int64
 	position     WatermarkPosition
@@ -59,11 +60,11 @@ func readState(ctx context.Context, conn *sql.Conn) (state, error) {
 	var s state
 	var id, topic []byte
 	err := conn.QueryRowContext(ctx, `SELECT outbox_id, clean, delivery, last_seq, indexed_seq, published_seq, slim_seq, pruned_seq,
-		pending_rows, pending_bytes, parked_rows, parked_bytes, held_rows, held_bytes,
-		watermark_topic, watermark_partitions, watermark_partition, watermark_offset FROM state`).Scan(
+		pending_rows, pending_bytes, parked_rows, parked_bytes, parkings, held_rows, held_bytes,
+		watermark_topic, watermark_partition, watermark_offset FROM state`).Scan(
 		&id, &s.clean, &s.delivery, &s.lastSeq, &s.indexedSeq, &s.publishedSeq, &s.slimSeq, &s.prunedSeq,
-		&s.pendingRows, &s.pendingBytes, &s.parkedRows, &s.parkedBytes, &s.heldRows, &s.heldBytes,
-		&topic, &s.position.Partitions, &s.position.Partition, &s.position.Offset)
+		&s.pendingRows, &s.pendingBytes, &s.parkedRows, &s.parkedBytes, &s.parkings, &s.heldRows, &s.heldBytes,
+		&topic, &s.position.Partition, &s.position.Offset)
 	if err != nil {
 		return s, fmt.Errorf("read the state: %w", err)
 	}
@@ -92,7 +93,7 @@ func (s *statements) prepare(ctx context.Context, conn *sql.Conn) error {
 		{&s.indexEvent, `INSERT OR REPLACE INTO event_ids (event_id, seq) VALUES (?,?)`},
 		{&s.indexCorrelation, `INSERT OR IGNORE INTO correlation_ids (correlation_id, seq) VALUES (?,?)`},
 		{&s.update, `UPDATE state SET outbox_id=?, clean=?, delivery=?, last_seq=?, indexed_seq=?, published_seq=?, slim_seq=?, pruned_seq=?, pending_rows=?, pending_bytes=?,
-			parked_rows=?, parked_bytes=?, held_rows=?, held_bytes=?, watermark_topic=?, watermark_partitions=?, watermark_partition=?, watermark_offset=?`},
+			parked_rows=?, parked_bytes=?, parkings=?, held_rows=?, held_bytes=?, watermark_topic=?, watermark_partition=?, watermark_offset=?`},
 	} {
 		stmt, err := conn.PrepareContext(ctx, p.text)
 		if err != nil {
@@ -121,7 +122,7 @@ func (tx *transaction) writeState() error {
 		return nil
 	}
 	_, err := o.stmts.update.Exec(s.outboxID[:], s.clean, s.delivery, s.lastSeq, s.indexedSeq, s.publishedSeq, s.slimSeq, s.prunedSeq, s.pendingRows, s.pendingBytes,
-		s.parkedRows, s.parkedBytes, s.heldRows, s.heldBytes, s.position.TopicID[:], s.position.Partitions, s.position.Partition, s.position.Offset)
+		s.parkedRows, s.parkedBytes, s.parkings, s.heldRows, s.heldBytes, s.position.TopicID[:], s.position.Partition, s.position.Offset)
 	if err != nil {
 		return fmt.Errorf("write the state: %w", err)
 	}

@@ -44,9 +44,9 @@ type transaction struct {
 	rows  int64 // appended
 	bytes int64
 
-	remembered []uuid.UUID             // put into o.recent already; taken out again on a rollback
+	remembered []remembered            // put into o.recent already; taken out again on a rollback
 	moved      map[uuid.UUID]recentRow // put into o.recent with the commit
-	forgotten  []uuid.UUID             // taken out of o.recent with the commit
+	forgotten  map[uuid.UUID]int64     // seqs of rows that are deleted; taken out of o.recent with the commit
 	merged     int64                   // rows up to it are in the indexes from this commit on
 }
 
@@ -186,9 +186,6 @@ func (o *Outbox) commitBatch(batch []*request) {
 	start := time.Now()
 	var rows int64
 	err := o.commit(func(tx *transaction) error {
-		if err := tx.makeRoom(batch); err != nil {
-			return err
-		}
 		for _, r := range batch {
 			if err := tx.appendAll(r); err != nil {
 				return err

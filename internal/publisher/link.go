@@ -21,6 +21,7 @@ type link struct {
 	cl     *kgo.Client
 	topics topics
 	id     uuid.UUID // of the outbox, as the transactional ID has it
+	home   int32     // the partition of this outbox's watermarks
 }
 
 // transactionalID names the one producer of an outbox: a successor with the same
@@ -32,6 +33,7 @@ func (p *Publisher) producerOpts(maxMessage int32) []kgo.Opt {
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerBatchMaxBytes(maxMessage),
 		kgo.UnknownTopicRetries(-1),
+		kgo.RecordPartitioner(partitioner{p.opts.Watermarks.Name}),
 		kgo.ProducerLinger(0),
 		kgo.MaxBufferedRecords(p.opts.MaxRows + 1),
 		kgo.RetryBackoffFn(retryBackoff),
@@ -61,12 +63,14 @@ func (l *link) recover(ctx context.Context) error {
 	if err := l.fence(ctx); err != nil {
 		return err
 	}
-	w, found, err := readWatermark(ctx, l.p.opts.Client, l.topics.watermarks, l.id, l.p.source.WatermarkPosition())
+	w, err := readWatermark(ctx, l.p.opts.Client, l.topics.watermarks, l.id, l.p.source.WatermarkPosition())
 	if err != nil {
 		return err
 	}
-	if found {
-		if err := l.judge(ctx, w); err != nil {
+	l.home = homePartition(l.id, l.topics.watermarks.Partitions)
+	if w != nil {
+		l.home = w.partition
+		if err := l.judge(ctx, w.Watermark); err != nil {
 			return err
 		}
 	}
@@ -76,7 +80,7 @@ func (l *link) recover(ctx context.Context) error {
 	if l.p.opts.Delivery == AtLeastOnce {
 		return errNewMode // the transactional producer has done its part
 	}
-	return l.claim(ctx, found)
+	return l.claim(ctx, w != nil)
 }
 
 // errNewMode ends the session in which a change away from exactly-once was
@@ -133,12 +137,12 @@ func (l *link) claim(ctx context.Context, readBefore bool) error {
 		return fmt.Errorf("claim the outbox ID: %w", err)
 	}
 	if !readBefore {
-		w, found, err := readWatermark(ctx, l.p.opts.Client, l.topics.watermarks, l.id, pub.Watermark)
+		w, err := readWatermark(ctx, l.p.opts.Client, l.topics.watermarks, l.id, pub.Watermark)
 		if err != nil {
 			return err
 		}
-		if own := l.p.source.Watermark(0).Owner; !found || w.Owner != own {
-			return fmt.Errorf("the watermark that was just committed to %s is not read back (found %t, owner %s, ours %s)", l.topics.watermarks.Name, found, w.Owner, own)
+		if own := l.p.source.Watermark(0).Owner; w == nil || w.Owner != own {
+			return fmt.Errorf("the watermark that was just committed to %s, partition %d, is not read back", l.topics.watermarks.Name, l.home)
 		}
 	}
 	l.p.claimed = true
@@ -207,7 +211,7 @@ func (l *link) publication(rows []outbox.Row, records []*kgo.Record, through int
 // alone proves nothing: it commits what succeeded, and returns nil even when
 // nothing did.
 func (l *link) transact(rows []outbox.Row, through int64) (pub outbox.Publication, err error) {
-	mark, err := watermarkRecord(l.topics.watermarks.Name, l.id, l.p.source.Watermark(through))
+	mark, err := watermarkRecord(l.topics.watermarks.Name, l.home, l.id, l.p.source.Watermark(through))
 	if err != nil {
 		return pub, err
 	}
@@ -227,7 +231,7 @@ func (l *link) transact(rows []outbox.Row, through int64) (pub outbox.Publicatio
 	l.p.metrics.Transactions.WithLabelValues("committed").Inc()
 	pub = l.publication(rows, records, through)
 	pub.Watermark = outbox.WatermarkPosition{
-		TopicID: l.topics.watermarks.ID, Partitions: l.topics.watermarks.Partitions, Partition: mark.Partition, Offset: mark.Offset,
+		TopicID: l.topics.watermarks.ID, Partition: mark.Partition, Offset: mark.Offset,
 	}
 	return pub, nil
 }

@@ -238,11 +238,12 @@ func (p *Publisher) session(soft, hard context.Context) error {
 }
 
 // publishAll publishes what is pending, waits for more, and looks at the topics
-// now and then.
+// now and then. Where a refusal has left a gap in what Kafka has, it is closed
+// first (at-least-once): what lies beyond is known to this process alone.
 func (p *Publisher) publishAll(soft context.Context, l *link) error {
 	look := time.NewTicker(p.opts.TopicInterval)
 	defer look.Stop()
-	for soft.Err() == nil {
+	for soft.Err() == nil || len(p.acked) > 0 {
 		more, err := p.publishOnce(l)
 		if err != nil {
 			return err

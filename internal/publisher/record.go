@@ -12,13 +12,17 @@ import (
 	"workflow-results-sidecar/internal/result"
 )
 
+const maxClockStep = 10 * time.Minute
+
 // recordOf makes the Kafka record of a result: key = correlation ID, headers in
 // CloudEvents 1.0 Kafka binary mode, value = the event. The timestamp is the
 // time of sending, rounded up to the broker's milliseconds: never earlier than
-// the acceptance, by which readers seek.
+// the acceptance, by which readers seek. Where the acceptance lies further ahead
+// than a clock is set back in earnest, its clock was wrong, and a broker would
+// refuse the record (message.timestamp.after.max.ms).
 func recordOf(topic, source string, row *outbox.Row, now time.Time) *kgo.Record {
 	r := &row.Result
-	if now.Before(row.AcceptedAt) {
+	if ahead := row.AcceptedAt.Sub(now); ahead > 0 && ahead < maxClockStep {
 		now = row.AcceptedAt // the clock was set back
 	}
 	headers := make([]kgo.RecordHeader, 0, 11)
@@ -54,15 +58,16 @@ func recordOf(topic, source string, row *outbox.Row, now time.Time) *kgo.Record 
 type watermarkValue struct {
 	Seq        int64     `json:"seq"`
 	Generation uuid.UUID `json:"generation"`
+	Parkings   int64     `json:"parkings"`
 	Owner      uuid.UUID `json:"owner"`
 }
 
-func watermarkRecord(topic string, id uuid.UUID, w outbox.Watermark) (*kgo.Record, error) {
+func watermarkRecord(topic string, partition int32, id uuid.UUID, w outbox.Watermark) (*kgo.Record, error) {
 	value, err := json.Marshal(watermarkValue(w))
 	if err != nil {
 		return nil, fmt.Errorf("encode the watermark: %w", err)
 	}
-	return &kgo.Record{Topic: topic, Key: []byte(id.String()), Value: value}, nil
+	return &kgo.Record{Topic: topic, Partition: partition, Key: []byte(id.String()), Value: value}, nil
 }
 
 func decodeWatermark(value []byte) (outbox.Watermark, error) {

@@ -1,7 +1,9 @@
 package publisher
 
 import (
+	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -17,17 +19,30 @@ import (
 // span is what is to be read of one partition: [from, until).
 type span struct{ from, until int64 }
 
-// readWatermark returns the newest committed watermark of the outbox, read
-// until past the high watermark that every partition had when we asked. Read
+// newest is the newest watermark of an outbox, and where it lies.
+type newest struct {
+	outbox.Watermark
+	partition int32
+	offset    int64
+	at        time.Time
+}
+
+// after compares watermarks of different partitions, where offsets tell nothing.
+func (n newest) after(other newest) bool {
+	return cmp.Or(cmp.Compare(n.Seq, other.Seq), cmp.Compare(n.Parkings, other.Parkings), n.at.Compare(other.at)) > 0
+}
+
+// readWatermark returns the newest committed watermark of the outbox, or nil,
+// read until past the high watermark that every partition had when we asked. Read
 // only to the last stable offset, another sidecar's open transaction would hide
 // ours. An error is never "none"; no empty poll and no time-out ends the read.
 //
 // It must be called after InitProducerId, which ends what an earlier producer
 // of ours had left open.
-func readWatermark(ctx context.Context, opts []kgo.Opt, topic TopicState, id uuid.UUID, hint outbox.WatermarkPosition) (w outbox.Watermark, found bool, err error) {
+func readWatermark(ctx context.Context, opts []kgo.Opt, topic TopicState, id uuid.UUID, hint outbox.WatermarkPosition) (*newest, error) {
 	spans, err := watermarkSpans(ctx, opts, topic, hint)
 	if err != nil || len(spans) == 0 {
-		return w, false, err
+		return nil, err
 	}
 	offsets := make(map[int32]kgo.Offset, len(spans))
 	for p, s := range spans {
@@ -40,31 +55,38 @@ func readWatermark(ctx context.Context, opts []kgo.Opt, topic TopicState, id uui
 		kgo.KeepControlRecords(),               // they show progress where all records were aborted
 	)...)
 	if err != nil {
-		return w, false, fmt.Errorf("make a client to read watermarks: %w", err)
+		return nil, fmt.Errorf("make a client to read watermarks: %w", err)
 	}
 	defer cl.Close()
-	key := id.String()
+	key, last := id.String(), make(map[int32]newest)
 	for len(spans) > 0 {
 		fetches := cl.PollFetches(ctx)
 		if err := errors.Join(ctx.Err(), fetches.Err()); err != nil {
 			if errors.Is(err, kerr.TopicAuthorizationFailed) {
 				err = fmt.Errorf("not authorised: grant this principal Read on topic %s, or choose --delivery at-least-once: %w", topic.Name, err)
 			}
-			return w, false, fmt.Errorf("read watermarks: %w", err)
+			return nil, fmt.Errorf("read watermarks: %w", err)
 		}
 		for r := range fetches.RecordsAll() {
 			if !r.Attrs.IsControl() && string(r.Key) == key {
-				if w, err = decodeWatermark(r.Value); err != nil {
-					return w, false, err
+				w, err := decodeWatermark(r.Value)
+				if err != nil {
+					return nil, fmt.Errorf("partition %d, offset %d of topic %s: %w", r.Partition, r.Offset, topic.Name, err)
 				}
-				found = true
+				last[r.Partition] = newest{Watermark: w, partition: r.Partition, offset: r.Offset, at: r.Timestamp}
 			}
 			if s, open := spans[r.Partition]; open && r.Offset+1 >= s.until {
 				delete(spans, r.Partition)
 			}
 		}
 	}
-	return w, found, nil
+	var best *newest
+	for _, n := range last {
+		if best == nil || n.after(*best) {
+			best = &n
+		}
+	}
+	return best, nil
 }
 
 // watermarkSpans decides what must be read: everything, or, where the topic is
@@ -90,26 +112,38 @@ func watermarkSpans(ctx context.Context, opts []kgo.Opt, topic TopicState, hint 
 	if err != nil {
 		return nil, fmt.Errorf("find the high watermark of the watermarks: %w", err)
 	}
-	sameTopic := hint.TopicID == topic.ID && hint.TopicID != [16]byte{} && hint.Partitions == topic.Partitions
-	spans := make(map[int32]span)
-	ends.Each(func(e kadm.ListedOffset) {
-		start, ok := starts.Lookup(topic.Name, e.Partition)
-		if !ok {
-			start.Offset = 0
-		}
-		s := span{start.Offset, e.Offset}
-		if sameTopic {
-			if e.Partition != hint.Partition {
-				return
-			}
-			s.from = max(s.from, hint.Offset)
-		}
-		if s.from < s.until {
-			spans[e.Partition] = s
-		}
-	})
 	if len(ends[topic.Name]) == 0 {
 		return nil, fmt.Errorf("find the watermarks: topic %s has no partitions yet", topic.Name)
 	}
-	return spans, nil
+	spans := make(map[int32]span)
+	ends.Each(func(e kadm.ListedOffset) {
+		start, _ := starts.Lookup(topic.Name, e.Partition) // 0 for a partition that came in between
+		if start.Offset < e.Offset {
+			spans[e.Partition] = span{start.Offset, e.Offset}
+		}
+	})
+	sameTopic := hint.TopicID == topic.ID && hint.TopicID != [16]byte{}
+	s, held := spans[hint.Partition]
+	if !sameTopic || !held || hint.Offset >= s.until {
+		return spans, nil // another topic, or one that lost its end
+	}
+	return map[int32]span{hint.Partition: {max(s.from, hint.Offset), s.until}}, nil
+}
+
+// partitioner sends a watermark to the partition that its record names: those of
+// one outbox stay in one partition even where partitions are added, so that the
+// last one read is the newest. Results go by their key, as Kafka's own clients do it.
+type partitioner struct{ watermarks string }
+
+// ForTopic is called by the client.
+func (p partitioner) ForTopic(topic string) kgo.TopicPartitioner {
+	if topic == p.watermarks {
+		return kgo.ManualPartitioner().ForTopic(topic)
+	}
+	return kgo.StickyKeyPartitioner(nil).ForTopic(topic)
+}
+
+// homePartition is where the watermarks of an outbox go that has none yet.
+func homePartition(id uuid.UUID, partitions int32) int32 {
+	return int32(binary.BigEndian.Uint32(id[12:]) % uint32(max(partitions, 1)))
 }

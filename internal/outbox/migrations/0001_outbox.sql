@@ -15,10 +15,10 @@ CREATE TABLE state (
     pending_bytes        INTEGER NOT NULL DEFAULT 0,
     parked_rows          INTEGER NOT NULL DEFAULT 0,
     parked_bytes         INTEGER NOT NULL DEFAULT 0,
+    parkings             INTEGER NOT NULL DEFAULT 0,  -- how often a result was set aside, ever
     held_rows            INTEGER NOT NULL DEFAULT 0,
     held_bytes           INTEGER NOT NULL DEFAULT 0,
-    watermark_topic      BLOB,                        -- topic ID; with the next three: where our newest watermark lies
-    watermark_partitions INTEGER NOT NULL DEFAULT 0,
+    watermark_topic      BLOB,                        -- topic ID; with the next two: where our newest watermark lies
     watermark_partition  INTEGER NOT NULL DEFAULT 0,
     watermark_offset     INTEGER NOT NULL DEFAULT 0
 );

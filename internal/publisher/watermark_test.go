@@ -1,0 +1,139 @@
+package publisher
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"workflow-results-sidecar/internal/outbox"
+	"workflow-results-sidecar/internal/result"
+	"workflow-results-sidecar/internal/testkit"
+)
+
+// TestNewestWatermarkOfSeveralPartitions: whatever partition comes last in a
+// fetch, the newest watermark counts.
+func TestNewestWatermarkOfSeveralPartitions(t *testing.T) {
+	for _, newer := range []int32{0, 1, 2} {
+		fake := testkit.StartFake(t)
+		topic := WatermarksTopic(ResultsTopic("results", 3, 1, nil))
+		st, err := EnsureTopic(t.Context(), kadm.NewClient(fake.Client(t)), topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := uuid.New()
+		cl := fake.Client(t, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+		for p := range int32(3) {
+			w := outbox.Watermark{Seq: 4}
+			if p == newer {
+				w.Seq = 9
+			}
+			r, err := watermarkRecord(topic.Name, p, id, w)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cl.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for name, hint := range map[string]outbox.WatermarkPosition{
+			"no hint": {}, "beyond the end": {TopicID: st.ID, Partition: newer, Offset: 1000},
+		} {
+			w, err := readWatermark(t.Context(), []kgo.Opt{kgo.SeedBrokers(fake.Addr())}, st, id, hint)
+			if err != nil || w == nil || w.Seq != 9 || w.partition != newer {
+				t.Errorf("%s: %+v %v, want seq 9 in partition %d", name, w, err, newer)
+			}
+		}
+	}
+}
+
+// TestWatermarksStayInTheirPartition, where partitions are added in between.
+func TestWatermarksStayInTheirPartition(t *testing.T) {
+	b := newBench(t, ExactlyOnce)
+	b.opts.Watermarks.Partitions = 1
+	runOnce := func() {
+		p := New(b.opts)
+		soft, stop := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- p.Run(soft, t.Context()) }()
+		b.awaitPublished(b.add(10))
+		stop()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	runOnce()
+	if _, err := kadm.NewClient(b.fake.Client(t)).UpdatePartitions(t.Context(), 8, b.opts.Watermarks.Name); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		runOnce()
+	}
+	marks := testkit.Consume(t, b.fake.Addr(), b.opts.Watermarks.Name)
+	for _, r := range marks {
+		if r.Partition != 0 {
+			t.Errorf("a watermark went to partition %d", r.Partition)
+		}
+	}
+	if len(marks) < 4 {
+		t.Errorf("%d watermarks", len(marks))
+	}
+}
+
+// TestStopClosesTheGapOfARefusal: what Kafka has beyond a refused record is known
+// to this process alone, so an orderly end in the middle must not leave it open.
+func TestStopClosesTheGapOfARefusal(t *testing.T) {
+	b := newBench(t, AtLeastOnce)
+	b.opts.Topic.Configs["max.message.bytes"] = "2500"
+	big := make([]byte, 3000)
+	for i := range big {
+		big[i] = 'a'
+	}
+	ids := b.add(5)
+	r, err := result.Decode([]byte(`{"correlation_id":"`+uuid.NewString()+`","workflow_id":"w","workflow_run_id":"r","status":"success","result":{"big":"`+string(big)+`"}}`), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.outbox.Append(t.Context(), []result.Result{r}); err != nil {
+		t.Fatal(err)
+	}
+	ids = append(ids, b.add(5)...)
+	looking, goOn := b.hang(kmsg.DescribeConfigs, 1, 1) // the second look comes before the parking
+	soft, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- New(b.opts).Run(soft, t.Context()) }()
+	<-looking
+	stop()
+	goOn()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if st, err := b.outbox.Stats(t.Context()); err != nil || st.PendingRows != 0 || st.ParkedRows != 1 {
+		t.Errorf("%+v %v", st, err)
+	}
+	b.run()
+	b.awaitPublished(b.add(1))
+	for id, n := range b.counts() {
+		if n != 1 {
+			t.Errorf("%s is there %d times", id, n)
+		}
+	}
+	if len(b.counts()) != len(ids)+1 {
+		t.Errorf("%d of %d are there", len(b.counts()), len(ids)+1)
+	}
+}
+
+// TestAClockThatWasWrongHoldsNothingUp: brokers refuse records from the future.
+func TestAClockThatWasWrongHoldsNothingUp(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for ahead, want := range map[time.Duration]time.Duration{time.Minute: time.Minute, 24 * time.Hour: 0, -time.Hour: 0} {
+		r := recordOf("t", "/src", &outbox.Row{AcceptedAt: now.Add(ahead)}, now)
+		if got := r.Timestamp.Sub(now); got != want {
+			t.Errorf("accepted %s ahead: the record is %s ahead, want %s", ahead, got, want)
+		}
+	}
+}
