@@ -16,7 +16,7 @@ finish() {
     rm -rf "$dir"
 }
 trap finish EXIT
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+if [ -t 1 ]; then say() { printf '\n\033[1m%s\033[0m\n' "$*"; }; else say() { printf '\n%s\n' "$*"; }; fi
 
 say "1. Start the sidecar, with an embedded broker in place of Kafka"
 "$sidecar" run --embedded-broker --brokers "$broker" --socket "$socket" --data-dir "$dir/data" --linger 0s 2>"$dir/log" &

@@ -24,7 +24,7 @@ func (awaitCmd) Help() string {
   sidecar await --correlation-id 0192f0c1-7b1e-7cc3-9d2a-0123456789ab --timeout 60s
 
 Prints the result event as JSON. Exit status: 0 success; 1 the workflow's failure or error;
-2 time-out, or a wrong call.`
+2 time-out, or a wrong call; 128 + n when signal n ended the wait.`
 }
 
 // Run waits and prints the event as it lies in Kafka.
@@ -40,9 +40,15 @@ func (c *awaitCmd) Run(e *env) error {
 	if c.Timeout <= 0 || c.Since <= 0 {
 		return usage("--timeout and --since must be above 0")
 	}
+	if err := errors.Join(checkTopic(c.Topic), c.check()); err != nil {
+		return &exitError{exitUsage, err}
+	}
 	ctx, cancel := context.WithTimeout(e.ctx, c.Timeout)
 	defer cancel()
 	found, err := await.Wait(ctx, await.Options{Client: client, Topic: c.Topic, CorrelationID: id, Since: c.Since})
+	if e.ctx.Err() != nil {
+		return &exitError{e.interrupted(), fmt.Errorf("interrupted: %w", err)}
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return &exitError{2, fmt.Errorf("timed out after %s: %w", c.Timeout, err)}
 	}

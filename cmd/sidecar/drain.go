@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/schollz/progressbar/v3"
+	"golang.org/x/sys/unix"
 
 	"workflow-results-sidecar/internal/metrics"
 	"workflow-results-sidecar/internal/outbox"
@@ -33,7 +36,9 @@ For a volume whose pod is gone. Exit status 0 only if nothing is pending any mor
 }
 
 // Validate is called by kong after parsing.
-func (c *outboxDrainCmd) Validate() error { return c.validate() }
+func (c *outboxDrainCmd) Validate() error {
+	return errors.Join(c.kafkaFlags.check(), c.topicFlags.check(), atLeast("--timeout", c.Timeout, 0))
+}
 
 // Run publishes what is pending.
 func (c *outboxDrainCmd) Run(e *env) error {
@@ -66,6 +71,16 @@ func (c *outboxDrainCmd) Run(e *env) error {
 	})
 }
 
+// isTerminal: a progress bar in a log file is noise.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
 // watch draws the progress until nothing is pending or ctx ends.
 func (c *outboxDrainCmd) watch(ctx context.Context, e *env, o *outbox.Outbox) error {
 	st, err := o.Stats(ctx)
@@ -73,7 +88,7 @@ func (c *outboxDrainCmd) watch(ctx context.Context, e *env, o *outbox.Outbox) er
 		return err
 	}
 	total := st.PendingRows
-	bar := progressbar.NewOptions64(total, progressbar.OptionSetWriter(e.stderr), progressbar.OptionSetDescription("publishing"), progressbar.OptionShowCount(), progressbar.OptionThrottle(200*time.Millisecond))
+	bar := progressbar.NewOptions64(total, progressbar.OptionSetWriter(e.stderr), progressbar.OptionSetDescription("publishing"), progressbar.OptionShowCount(), progressbar.OptionSetVisibility(isTerminal(e.stderr)), progressbar.OptionThrottle(200*time.Millisecond))
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -83,7 +98,10 @@ func (c *outboxDrainCmd) watch(ctx context.Context, e *env, o *outbox.Outbox) er
 		total = max(total, st.PendingRows)
 		_ = bar.Set64(total - st.PendingRows) // a terminal that is gone ends nothing
 		if st.PendingRows == 0 && c.ExitWhenEmpty {
-			_, err := fmt.Fprintf(e.stderr, "\npublished %d, parked %d\n", total, st.ParkedRows)
+			if isTerminal(e.stderr) {
+				fmt.Fprintln(e.stderr) // below the bar
+			}
+			_, err := fmt.Fprintf(e.stderr, "published %d, parked %d\n", total, st.ParkedRows)
 			return err
 		}
 		select {

@@ -1,10 +1,15 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
+	"net"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -17,16 +22,16 @@ import (
 
 // socketFlag is shared by all commands that speak to a running sidecar.
 type socketFlag struct {
-	Socket string `help:"Unix socket of the sidecar." default:"/run/workflow-results/sidecar.sock" placeholder:"PATH"`
+	Socket string `help:"Unix socket of the sidecar (${default})." default:"/run/workflow-results/sidecar.sock" placeholder:"PATH"`
 }
 
 type dataFlags struct {
-	DataDir        string `help:"Directory of the outbox, of one sidecar alone." default:"/var/lib/workflow-results" placeholder:"DIR"`
+	DataDir        string `help:"Directory of the outbox, of one sidecar alone (${default})." default:"/var/lib/workflow-results" placeholder:"DIR"`
 	AllowNetworkFS bool   `help:"Accept a data directory on a network file system." name:"allow-network-fs"`
 }
 
 type kafkaFlags struct {
-	Brokers            []string `help:"Kafka brokers, host:port." default:"127.0.0.1:9092" placeholder:"HOST:PORT"`
+	Brokers            []string `help:"Kafka brokers, host:port (${default})." default:"127.0.0.1:9092" placeholder:"HOST:PORT"`
 	KafkaTLS           bool     `help:"Use TLS." name:"kafka-tls"`
 	KafkaCAFile        string   `help:"CA certificates (PEM)." name:"kafka-ca-file" placeholder:"FILE"`
 	KafkaCertFile      string   `help:"Client certificate (PEM)." name:"kafka-cert-file" placeholder:"FILE"`
@@ -52,7 +57,7 @@ type topicFlags struct {
 	TopicReplicationFactor int16         `help:"Replication factor, where the topic is made; -1 is the broker's default." default:"-1"`
 	TopicRetention         time.Duration `help:"retention.ms asked of the topic." default:"168h"`
 	TopicMaxMessageBytes   int64         `help:"max.message.bytes asked of the topic." default:"1048588"`
-	TopicCompression       string        `help:"compression.type asked of the topic." default:"producer"`
+	TopicCompression       string        `help:"compression.type asked of the topic." enum:"producer,uncompressed,gzip,snappy,lz4,zstd" default:"producer"`
 	TopicMinInsyncReplicas int           `help:"min.insync.replicas asked of the topic; 0 asks for none." default:"0"`
 }
 
@@ -69,20 +74,74 @@ func (f topicFlags) specs() (results, watermarks publisher.TopicSpec) {
 	return results, publisher.WatermarksTopic(results)
 }
 
-func (f topicFlags) validate() error {
-	if f.Topic == "" || f.TopicPartitions < 1 || f.TopicReplicationFactor == 0 || f.TopicReplicationFactor < -1 || f.TopicRetention < 0 || f.TopicMaxMessageBytes < 1024 {
-		return usage("the topic needs a name, 1 or more partitions, a replication factor of 1 or more (or -1), a retention of 0 or more and max.message.bytes of 1024 or more")
+// topicName is what Kafka allows, with room for the name of the watermark topic.
+var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,238}$`)
+
+func (f topicFlags) check() error {
+	if err := checkTopic(f.Topic); err != nil {
+		return err
+	}
+	if f.TopicReplicationFactor == 0 || f.TopicReplicationFactor < -1 {
+		return fmt.Errorf("--topic-replication-factor %d must be 1 or more, or -1 for the broker's default", f.TopicReplicationFactor)
+	}
+	if f.TopicMaxMessageBytes > math.MaxInt32 {
+		return fmt.Errorf("--topic-max-message-bytes %d must be at most %d", f.TopicMaxMessageBytes, math.MaxInt32)
+	}
+	return errors.Join(
+		atLeast("--topic-partitions", f.TopicPartitions, 1),
+		atLeast("--topic-retention", f.TopicRetention, 0),
+		atLeast("--topic-max-message-bytes", f.TopicMaxMessageBytes, 1024),
+		atLeast("--topic-min-insync-replicas", f.TopicMinInsyncReplicas, 0))
+}
+
+func checkTopic(name string) error {
+	if !topicName.MatchString(name) || name == "." || name == ".." {
+		return fmt.Errorf("--topic %q must be 1 to 238 letters, digits, '.', '_' or '-'", name)
+	}
+	return nil
+}
+
+func (f kafkaFlags) check() error {
+	for _, b := range f.Brokers {
+		if err := hostPort("--brokers", b, 1); err != nil {
+			return err
+		}
+	}
+	if f.KafkaSASL == "" && (f.KafkaUsername != "" || f.KafkaPasswordFile != "" || f.KafkaTokenFile != "") {
+		return errors.New("--kafka-username, --kafka-password-file and --kafka-token-file need --kafka-sasl: plain, scram-sha-256, scram-sha-512 or oauthbearer")
+	}
+	return nil
+}
+
+// hostPort checks an address of the form host:port.
+func hostPort(flag, addr string, lowest uint64) error {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		var n uint64
+		if n, err = strconv.ParseUint(port, 10, 16); err == nil && n >= lowest {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s %q must be host:port, such as 127.0.0.1:9092", flag, addr)
+}
+
+// atLeast checks one number or duration.
+func atLeast[T cmp.Ordered](flag string, got, least T) error {
+	if got < least {
+		return fmt.Errorf("%s %v must be at least %v", flag, got, least)
 	}
 	return nil
 }
 
 type logFlags struct {
-	LogFormat string     `help:"text or json." enum:"text,json" default:"text"`
-	LogLevel  slog.Level `help:"debug, info, warn or error." default:"info"`
+	LogFormat string `help:"text or json." enum:"text,json" default:"text"`
+	LogLevel  string `help:"debug, info, warn or error." enum:"debug,info,warn,error" default:"info"`
 }
 
 func (f logFlags) logger(w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: f.LogLevel}
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(f.LogLevel)) // one of the four: kong has seen to it
+	opts := &slog.HandlerOptions{Level: level}
 	if f.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}

@@ -57,6 +57,15 @@ type env struct {
 	stderr  io.Writer
 }
 
+// interrupted is the exit status of a command that a signal has ended, as a shell
+// gives it.
+func (e *env) interrupted() int {
+	if s, ok := (<-e.signals).(syscall.Signal); ok {
+		return 128 + int(s)
+	}
+	return exitFailed
+}
+
 // gcPercent keeps the sidecar below 64 MiB while it drains a long backlog; with
 // Go's own 100 it takes some 67. It costs a sixth of the drain's rate and nothing
 // of the intake's (measured). GOGC overrides it.
@@ -66,6 +75,7 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
+	signal.Ignore(syscall.SIGPIPE) // a reader that is gone is a failed write, and what was begun is tidied up
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	os.Exit(execute(os.Args[1:], signals, os.Stdout, os.Stderr))
@@ -92,7 +102,7 @@ func execute(args []string, signals <-chan os.Signal, stdout, stderr io.Writer) 
 		return code // --help has been answered
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "sidecar: %v\nSee: sidecar %s--help\n", err, commandOf(args))
+		fmt.Fprintf(stderr, "sidecar: %v\nSee: sidecar %s--help\n", err, commandOf(err))
 		return exitUsage
 	}
 	return runCommand(parsed, signals, stdout, stderr)
@@ -124,14 +134,17 @@ func runCommand(parsed *kong.Context, signals <-chan os.Signal, stdout, stderr i
 	}
 }
 
-// commandOf returns the command words of args, for the hint at its help.
-func commandOf(args []string) string {
+// commandOf returns the words of the command that was recognised, for the hint at
+// its help.
+func commandOf(err error) string {
 	var b strings.Builder
-	for _, a := range args {
-		if strings.HasPrefix(a, "-") {
-			break
+	var parse *kong.ParseError
+	if errors.As(err, &parse) {
+		for _, step := range parse.Context.Path {
+			if step.Command != nil {
+				b.WriteString(step.Command.Name + " ")
+			}
 		}
-		b.WriteString(a + " ")
 	}
 	return b.String()
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,6 +19,7 @@ type statusReport struct {
 	Socket    string           `json:"socket"`
 	DataDir   string           `json:"data_dir"`
 	Brokers   []string         `json:"brokers"`
+	Ending    bool             `json:"ending"` // asked to end: it drains
 	Outbox    outboxReport     `json:"outbox"`
 	Publisher publisher.Status `json:"publisher"`
 }
@@ -37,6 +39,7 @@ type outboxReport struct {
 	PublishedSeq      int64     `json:"published_seq"`
 	FileBytes         int64     `json:"file_bytes"`
 	WALBytes          int64     `json:"wal_bytes"`
+	Full              bool      `json:"full"`              // no result can be accepted for want of room
 	Trouble           string    `json:"trouble,omitempty"` // why it cannot accept or publish
 }
 
@@ -55,12 +58,13 @@ func reportOf(st outbox.Stats, now time.Time) outboxReport {
 func (s *sidecar) status(ctx context.Context) any {
 	st, err := s.outbox.Stats(ctx)
 	r := statusReport{
-		Version: version(), StartedAt: s.started, Socket: s.cmd.Socket, DataDir: s.cmd.DataDir, Brokers: s.cmd.Brokers,
+		Version: version(), StartedAt: s.started, Socket: s.cmd.Socket, DataDir: s.cmd.DataDir, Brokers: s.cmd.Brokers, Ending: s.ending.Load(),
 		Outbox: reportOf(st, time.Now()), Publisher: s.publisher.Status(),
 	}
 	if err != nil {
 		r.Outbox.Trouble = err.Error()
 	}
+	r.Outbox.Full = errors.Is(s.outbox.Ready(), outbox.ErrFull)
 	return r
 }
 

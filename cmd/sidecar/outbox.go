@@ -52,9 +52,12 @@ func (c *storeFlags) with(e *env, f func(store) error) error {
 	} else if !errors.Is(err, ipc.ErrNotRunning) {
 		return err
 	}
-	err := c.withFiles(e, func(o *outbox.Outbox) error { return f(o) })
+	err := c.withFiles(e, func(o *outbox.Outbox) error {
+		fmt.Fprintf(e.stderr, "no sidecar answers at %s: these are the files in %s\n", c.Socket, c.DataDir)
+		return f(o)
+	})
 	if errors.Is(err, outbox.ErrLocked) {
-		return fmt.Errorf("a sidecar runs on %s, but not at the socket %s: give its --socket: %w", c.DataDir, c.Socket, err)
+		return fmt.Errorf("no sidecar answers at %s, yet a process has %s open: give its --socket, or wait until it has ended: %w", c.Socket, c.DataDir, err)
 	}
 	return err
 }
@@ -200,7 +203,11 @@ func printEntry(w io.Writer, en outbox.Entry) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name string, v any) { fmt.Fprintf(t, "%s\t%v\n", name, v) }
 	line("state", en.State)
-	line("where", where(en))
+	if en.State == outbox.Parked {
+		line("reason", en.Reason)
+	} else {
+		line("where", where(en))
+	}
 	line("status", en.Status)
 	line("event ID", en.EventID)
 	line("correlation ID", en.CorrelationID)
@@ -241,7 +248,7 @@ func (c *outboxRetryCmd) Run(e *env) error {
 
 type outboxPurgeCmd struct {
 	oneResult
-	Yes bool `help:"Really remove it." required:""`
+	Yes bool `help:"Really remove it." required:"" env:"-"` // a guard that the environment must not lift
 }
 
 // Help is shown by --help.
@@ -278,7 +285,7 @@ func (c *outboxCheckCmd) Run(e *env) error {
 			fmt.Fprintln(e.stdout, p)
 		}
 		if len(problems) > 0 {
-			return fmt.Errorf("the outbox is damaged (%d problems): run `sidecar outbox recover --data-dir %s --to NEWDIR`", len(problems), c.DataDir)
+			return fmt.Errorf("the outbox is damaged (%d problems): copy the directory, then run `sidecar outbox recover --data-dir %s --to NEWDIR`", len(problems), c.DataDir)
 		}
 		st, err := o.Stats(e.ctx)
 		if err != nil {
@@ -300,7 +307,8 @@ func (outboxRecoverCmd) Help() string {
   sidecar outbox recover --data-dir /var/lib/workflow-results --to /var/lib/workflow-results-2
 
 The new outbox has a new ID. Results whose publication can no longer be told are pending in it:
-readers may see them twice, each with the same ce_id. The damaged files are left as they are.`
+readers may see them twice, each with the same ce_id. Of the damaged directory outbox.db is only read.
+Exit status 1 where damage hides results: how many at most is told.`
 }
 
 // Run copies what can be read.
@@ -309,6 +317,13 @@ func (c *outboxRecoverCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(e.stdout, "copied %d results (%d of them pending, %d parked); %d of the seqs up to %d were not readable or not there\n", rep.Copied, rep.Pending, rep.Parked, rep.Missing, rep.LastSeq)
-	return err
+	fmt.Fprintf(e.stdout, "copied %d results to %s: %d pending, %d parked\n", rep.Copied, c.To, rep.Pending, rep.Parked)
+	fmt.Fprintf(e.stdout, "of the seqs up to %d, %d have no row: pruned, purged or retried before\n", rep.LastSeq, rep.Missing)
+	if rep.Uncertain > 0 {
+		fmt.Fprintf(e.stdout, "%d of the parked are there because the list of parked results is damaged: whether Kafka has them is not known; retry or purge each\n", rep.Uncertain)
+	}
+	if rep.Unreadable > 0 {
+		return fmt.Errorf("damage hides up to %d results: they are lost, unless they were published; keep %s until you have compared", rep.Unreadable, c.DataDir)
+	}
+	return nil
 }

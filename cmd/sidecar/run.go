@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -69,26 +70,48 @@ func (runCmd) Help() string {
   sidecar run --socket /tmp/results.sock --data-dir ./data --brokers kafka-1:9092,kafka-2:9092
 
 On SIGTERM it goes on until nothing is pending and no client is connected (--linger), at the latest
-for --shutdown-timeout. A second SIGTERM ends it at once; what is pending stays in the data directory.`
+for --shutdown-timeout. A second SIGTERM ends it at once. What is pending then stays in the data
+directory, is told by number in the last line of the log, and goes out with the next start; the exit
+status is 0 all the same.`
 }
 
 // Validate is called by kong after parsing.
 func (c *runCmd) Validate() error {
-	if mode, err := strconv.ParseUint(c.SocketMode, 8, 32); err != nil || mode > 0o777 {
-		return fmt.Errorf("--socket-mode %q must be octal, such as 0660", c.SocketMode)
+	mode, err := strconv.ParseUint(c.SocketMode, 8, 32)
+	if err != nil || mode > 0o777 || mode&0o600 != 0o600 {
+		return fmt.Errorf("--socket-mode %q must be octal and let the owner read and write, such as 0660", c.SocketMode)
 	}
-	if c.MaxRows < 1 || c.MaxBytes < 1 || c.DedupRows < 1 || c.History < 0 || c.DedupWindow < c.History || c.MaxConnections < 1 {
-		return errors.New("--max-rows, --max-bytes, --dedup-rows and --max-connections must be 1 or more, and --dedup-window at least --history")
+	if c.AdminAddr != "" {
+		if err := hostPort("--admin-addr", c.AdminAddr, 0); err != nil {
+			return err
+		}
 	}
-	return c.validate()
+	return errors.Join(
+		atLeast("--max-rows", c.MaxRows, 1),
+		atLeast("--max-bytes", c.MaxBytes, minOutboxBytes),
+		atLeast("--dedup-rows", c.DedupRows, 1),
+		atLeast("--max-connections", c.MaxConnections, 1),
+		atLeast("--history", c.History, 0),
+		atLeast("--dedup-window", c.DedupWindow, c.History),
+		atLeast("--socket-gid", c.SocketGID, -1),
+		atLeast("--linger", c.Linger, 0),
+		atLeast("--shutdown-timeout", c.ShutdownTimeout, 0),
+		c.kafkaFlags.check(), c.topicFlags.check())
 }
+
+// minOutboxBytes holds a result of Kafka's default limit.
+const minOutboxBytes = 2 << 20
 
 // Run runs the sidecar until it is told to end.
 func (c *runCmd) Run(e *env) error {
 	log := c.logger(e.stderr)
 	s, err := newSidecar(e.ctx, c, log)
-	if err == nil {
+	switch {
+	case err == nil:
 		err = s.run(e.ctx, e.signals)
+	case e.ctx.Err() != nil && errors.Is(err, context.Canceled):
+		log.Info("asked to end before it had begun")
+		return nil
 	}
 	if err == nil || c.LogFormat == "text" {
 		return err
@@ -111,6 +134,7 @@ type sidecar struct {
 	publisher *publisher.Publisher
 	socket    *ipc.Server
 	admin     *admin.Server // nil where off
+	ending    atomic.Bool   // asked to end, draining
 }
 
 // newSidecar opens outbox, publisher and socket, in this order: nobody is let in
@@ -222,7 +246,7 @@ func (s *sidecar) run(term context.Context, signals <-chan os.Signal) error {
 	}
 	part(&g, "outbox", func() error { return orKill(kill, s.outbox.Run(store)) })
 	part(&back, "publisher", func() error { return s.publisher.Run(publishing, hard) })
-	part(&front, "socket", func() error { return s.socket.Run(intake) })
+	part(&front, "socket", func() error { return s.socket.Run(intake, hard) })
 	if s.admin != nil {
 		part(&back, "admin", func() error { return s.admin.Run(publishing) })
 	}
@@ -232,9 +256,7 @@ func (s *sidecar) run(term context.Context, signals <-chan os.Signal) error {
 	stopIntake()
 	err := front.Wait()
 	stopPublishing()
-	releaseAfter := time.AfterFunc(3*time.Second, kill) // a commit under way may end; a hanging broker may not hold us
 	err = errors.Join(err, back.Wait())
-	releaseAfter.Stop()
 	stopStore()
 	err = errors.Join(err, g.Wait())
 	s.tellWhatIsLeft()
@@ -260,8 +282,10 @@ func (s *sidecar) waitForEnd(term, hard context.Context, kill func(), signals <-
 	case <-term.Done():
 	}
 	<-signals // the first
-	s.log.Info("asked to end: draining", "linger", s.cmd.Linger, "at_most", s.cmd.ShutdownTimeout)
-	deadline := time.NewTimer(s.cmd.ShutdownTimeout)
+	s.ending.Store(true)
+	s.log.Info("asked to end: draining", "linger", s.cmd.Linger.String(), "at_most", s.cmd.ShutdownTimeout.String())
+	time.AfterFunc(s.cmd.ShutdownTimeout, kill) // whatever still hangs then: the process is about to end
+	deadline := time.NewTimer(s.cmd.ShutdownTimeout - min(finishTime, s.cmd.ShutdownTimeout/4))
 	defer deadline.Stop()
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
@@ -280,13 +304,20 @@ func (s *sidecar) waitForEnd(term, hard context.Context, kill func(), signals <-
 	}
 }
 
+// finishTime is what is left of --shutdown-timeout, at most, for requests and a
+// publication under way.
+const finishTime = 2 * time.Second
+
+// drained reports that nobody is connected and nothing is left to do, or that
+// nothing will be done: another copy publishes, or the file is damaged.
 func (s *sidecar) drained() bool {
 	idle, none := s.socket.IdleSince()
 	if !none || time.Since(idle) < s.cmd.Linger {
 		return false
 	}
 	st, err := s.outbox.Stats(context.Background())
-	return err == nil && st.PendingRows == 0 && st.QueuedRows == 0
+	stuck := st.Damage != "" || s.publisher.Status().State == "stopped"
+	return err == nil && st.QueuedRows == 0 && (st.PendingRows == 0 || stuck)
 }
 
 func (s *sidecar) tellWhatIsLeft() {

@@ -2,13 +2,17 @@ package main
 
 import (
 	"bufio"
+	"context"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
@@ -174,4 +178,83 @@ func TestLogsInJSON(t *testing.T) {
 	for line := range strings.Lines(a.stderr) {
 		decode[map[string]any](t, line)
 	}
+}
+
+// TestWhoWaitsIsToldAtTheEnd: a request that waits for publication neither holds
+// the end up nor is cut off.
+func TestWhoWaitsIsToldAtTheEnd(t *testing.T) {
+	r := newPlace(t, nowhere(t)).run("--shutdown-timeout", "400ms")
+	c, err := net.Dial("unix", r.socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const event = `{"correlation_id":"0192f0c1-7b1e-7cc3-9d2a-0123456789ab","workflow_id":"w","workflow_run_id":"r","status":"failure"}`
+	fmt.Fprintf(c, "POST /v1/results?wait=published&timeout=10m HTTP/1.1\r\nHost: s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(event), event)
+	for !strings.Contains(succeed(t, append([]string{"outbox", "list"}, r.either()...)...), "pending") {
+		time.Sleep(time.Millisecond)
+	}
+	r.signals <- syscall.SIGTERM
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusAccepted {
+		t.Errorf("%d", resp.StatusCode)
+	}
+	c.Close()
+	if code := r.wait(); code != 0 || strings.Contains(r.log.String(), "cut off") {
+		t.Errorf("status %d:\n%s", code, r.log)
+	}
+}
+
+// TestSIGTERMBeforeTheStart is no failure.
+func TestSIGTERMBeforeTheStart(t *testing.T) {
+	cmd, err := demoSettings(newPlace(t, "").dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := cmd.Run(&env{ctx: ctx, stdout: newLog(), stderr: newLog()}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStatusSaysFull(t *testing.T) {
+	r := newPlace(t, nowhere(t)).run("--max-rows", "3", "--dedup-rows", "3", "--shutdown-timeout", "100ms")
+	for range 3 {
+		r.post(`{}`, "success")
+	}
+	if out := succeed(t, "status", "--socket", r.socket()); !strings.HasPrefix(out, "FULL: ") {
+		t.Error(out)
+	}
+}
+
+// TestStatusIsAsDescribed in the OpenAPI document.
+func TestStatusIsAsDescribed(t *testing.T) {
+	doc, err := openapi3.NewLoader().LoadFromFile("../../api/openapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newPlace(t, testkit.StartFake(t).Addr()).run()
+	r.settle(r.post(`{}`, "success"))
+	status := decode[any](t, succeed(t, "status", "--json", "--socket", r.socket()))
+	if err := doc.Components.Schemas["Status"].Value.VisitJSON(status); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestInterruptedAwaitHasAnExitStatusOfItsOwn(t *testing.T) {
+	signals := make(chan os.Signal)
+	done := make(chan int, 1)
+	go func() {
+		done <- execute([]string{"await", "--brokers", nowhere(t), "--correlation-id", "0192f0c1-7b1e-7cc3-9d2a-0123456789ab"}, signals, newLog(), newLog())
+	}()
+	signals <- syscall.SIGINT
+	if code := <-done; code != 130 {
+		t.Errorf("exit status %d, want 130", code)
+	}
+	close(signals)
 }

@@ -65,7 +65,7 @@ func (r statusReport) print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
 	fmt.Fprintln(t, r.verdict())
-	line("publishing", "%s, %s%s", r.Publisher.State, r.Publisher.Delivery, ago(r.Publisher.LastPublishedAt, ", last result "))
+	line("publisher", "%s, %s%s", r.Publisher.State, r.Publisher.Delivery, ago(r.Publisher.LastPublishedAt, ", last result "))
 	if r.Publisher.State != "publishing" && r.Publisher.LastError != "" {
 		line("last error", "%s%s", r.Publisher.LastError, ago(r.Publisher.LastErrorAt, " — "))
 	}
@@ -91,6 +91,10 @@ func (r statusReport) verdict() string {
 	switch {
 	case r.Outbox.Trouble != "":
 		return "STOPPED: " + r.Outbox.Trouble
+	case r.Ending:
+		return fmt.Sprintf("ENDING: %d results are still pending", r.Outbox.PendingRows)
+	case r.Outbox.Full:
+		return "FULL: results are refused (507) until some are published or purged"
 	case r.Publisher.State == "stopped":
 		return "NOT PUBLISHING: " + r.Publisher.LastError
 	case r.Publisher.State != "publishing":

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -16,7 +18,7 @@ type topicCmd struct {
 	kafkaFlags
 	topicFlags
 	JSON    bool          `help:"Print JSON." name:"json"`
-	Timeout time.Duration `help:"How long to try." default:"30s"`
+	Timeout time.Duration `help:"How long to wait for brokers that are away." default:"30s"`
 }
 
 // Help is shown by --help.
@@ -29,7 +31,9 @@ Exit status 1 if a topic differs from what was asked.`
 }
 
 // Validate is called by kong after parsing.
-func (c *topicCmd) Validate() error { return c.validate() }
+func (c *topicCmd) Validate() error {
+	return errors.Join(c.kafkaFlags.check(), c.topicFlags.check())
+}
 
 // Run does once what a sidecar does at its start.
 func (c *topicCmd) Run(e *env) error {
@@ -47,13 +51,29 @@ func (c *topicCmd) Run(e *env) error {
 	var states []publisher.TopicState
 	results, watermarks := c.specs()
 	for _, spec := range []publisher.TopicSpec{results, watermarks} {
-		st, err := publisher.EnsureTopic(ctx, kadm.NewClient(cl), spec)
+		st, err := ensureTopic(ctx, kadm.NewClient(cl), spec)
 		if err != nil {
 			return err
 		}
 		states = append(states, st)
 	}
 	return c.print(e, states)
+}
+
+// ensureTopic waits for brokers that are not there yet; any other error ends it.
+func ensureTopic(ctx context.Context, adm *kadm.Client, spec publisher.TopicSpec) (publisher.TopicState, error) {
+	for {
+		st, err := publisher.EnsureTopic(ctx, adm, spec)
+		var unreachable *net.OpError
+		if err == nil || !errors.As(err, &unreachable) {
+			return st, err
+		}
+		select {
+		case <-ctx.Done():
+			return st, err
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
 }
 
 func (c *topicCmd) print(e *env, states []publisher.TopicState) error {

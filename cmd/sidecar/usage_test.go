@@ -64,11 +64,30 @@ func TestUnknownFlagsAndBadValuesEndWithStatus2(t *testing.T) {
 		{"run --delivery sometimes", `"exactly-once","at-least-once"`},
 		{"run --socket-mode 999", "octal"},
 		{"run --max-rows 0", "--max-rows"},
-		{"run --history 48h --dedup-window 24h", "--dedup-window at least --history"},
+		{"run --history 48h --dedup-window 24h", "--dedup-window 24h0m0s must be at least 48h0m0s"},
+		{"run --brokers nope", `--brokers "nope" must be host:port`},
+		{"run --brokers 127.0.0.1:99999", "must be host:port"},
+		{"run --brokers 127.0.0.1:9092,:", "must be host:port"},
+		{"run --topic bad/topic", "--topic"},
+		{"run --topic-compression foo", `"gzip"`},
+		{"run --topic-max-message-bytes 999999999999", "at most 2147483647"},
+		{"run --topic-min-insync-replicas=-1", "--topic-min-insync-replicas"},
+		{"run --max-bytes 1", "--max-bytes 1 must be at least"},
+		{"run --socket-mode 0", "let the owner"},
+		{"run --socket-gid=-2", "--socket-gid"},
+		{"run --linger=-1s", "--linger"},
+		{"run --shutdown-timeout=-1s", "--shutdown-timeout"},
+		{"run --admin-addr foo", "--admin-addr"},
+		{"run --kafka-username u", "need --kafka-sasl"},
+		{"outbox drain --timeout=-1s", "--timeout"},
+		{"await --correlation-id 0192f0c1-7b1e-7cc3-9d2a-0123456789ab --topic a/b", "--topic"},
+		{"await --correlation-id 0192f0c1-7b1e-7cc3-9d2a-0123456789ab --brokers x", "host:port"},
+		{"bogus", "See: sidecar --help"},
+		{"outbox bogus 7", "See: sidecar outbox --help"},
 		{"run --history soon", "--history"},
 		{"run --topic-partitions 0", "partitions"},
 		{"run --topic-partitions many", "--topic-partitions"},
-		{"run --log-level loud", "--log-level"},
+		{"run --log-level loud", `"debug","info","warn","error"`},
 		{"run --log-format xml", "--log-format"},
 		{"run --kafka-sasl digest-md5", "--kafka-sasl"},
 		{"run --allow-uid root", "--allow-uid"},
@@ -85,8 +104,8 @@ func TestUnknownFlagsAndBadValuesEndWithStatus2(t *testing.T) {
 		{"outbox show 7", "not a UUID"},
 		{"outbox purge 0192f0c1-7b1e-7cc3-9d2a-0123456789ab", "--yes"},
 		{"outbox recover", "--to"},
-		{"outbox drain --topic-replication-factor 0", "replication factor"},
-		{"topic --topic-max-message-bytes 5", "max.message.bytes"},
+		{"outbox drain --topic-replication-factor 0", "--topic-replication-factor"},
+		{"topic --topic-max-message-bytes 5", "--topic-max-message-bytes"},
 		{"topic --kafka-sasl plain", "--kafka-username"},
 	} {
 		t.Run(c.args, func(t *testing.T) { fail(t, exitUsage, []string{c.says}, strings.Fields(c.args)...) })
@@ -99,6 +118,8 @@ func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
 	fail(t, exitFailed, []string{"/tmp/of-the-flag.sock"}, "healthcheck", "--socket", "/tmp/of-the-flag.sock")
 	t.Setenv("SIDECAR_MAX_ROWS", "0")
 	fail(t, exitUsage, []string{"--max-rows"}, "run")
+	t.Setenv("SIDECAR_YES", "true") // but for the guard of what cannot be undone
+	fail(t, exitUsage, []string{"--yes"}, "outbox", "purge", "0192f0c1-7b1e-7cc3-9d2a-0123456789ab")
 }
 
 func TestVersion(t *testing.T) {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"time"
 
@@ -32,44 +31,44 @@ type batch struct {
 // postBatch takes NDJSON and answers a line for each, in order; the valid ones
 // share one commit. The answer as a whole is 200, or a problem if none was stored.
 func (s *Server) postBatch(w http.ResponseWriter, r *http.Request) {
-	wait, release, err := s.admit(r.URL.Query())
+	wait, release, err := s.admit(r)
 	if err != nil {
 		s.refuse(w, err)
 		return
 	}
 	defer release()
-	body, err := s.readBody(w, r, "application/x-ndjson", "batch", s.opts.MaxBatchBytes)
+	b, outs, err := s.takeBatch(w, r)
 	if err != nil {
 		s.refuse(w, err)
 		return
 	}
-	b, err := s.acceptBatch(r, body.Bytes(), wait, w)
-	s.done(body, err)
-	if err != nil {
-		s.refuse(w, err)
-		return
+	if wait > 0 {
+		s.extendDeadline(w, wait)
+		s.waitBatch(r.Context(), b, outs, wait)
 	}
 	b.write(w)
 }
 
-func (s *Server) acceptBatch(r *http.Request, data []byte, wait time.Duration, w http.ResponseWriter) (*batch, error) {
-	b, err := s.parseBatch(data, r.Header)
+// takeBatch reads a batch and appends what is valid. The body's memory is given
+// back before any wait for publication.
+func (s *Server) takeBatch(w http.ResponseWriter, r *http.Request) (*batch, []outbox.Outcome, error) {
+	body, err := s.readBody(w, r, "application/x-ndjson", "batch", s.opts.MaxBatchBytes)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	outs, err := s.opts.Store.Append(r.Context(), b.results)
+	defer s.done(body)
+	b, err := s.parseBatch(body.Bytes(), r.Header)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	outs, err := s.append(r.Context(), b.results)
+	if err != nil {
+		return nil, nil, err
 	}
 	for i, out := range outs {
-		s.count(out)
 		b.answer(i, out, s)
 	}
-	if wait > 0 {
-		s.extendDeadline(w, wait)
-		return b, s.waitBatch(r.Context(), b, outs, wait)
-	}
-	return b, nil
+	return b, outs, nil
 }
 
 func (s *Server) parseBatch(data []byte, h http.Header) (*batch, error) {
@@ -125,16 +124,13 @@ func (b *batch) answer(i int, out outbox.Outcome, s *Server) {
 }
 
 // waitBatch waits for all accepted lines, within one time-out.
-func (s *Server) waitBatch(ctx context.Context, b *batch, outs []outbox.Outcome, wait time.Duration) error {
+func (s *Server) waitBatch(ctx context.Context, b *batch, outs []outbox.Outcome, wait time.Duration) {
 	deadline := time.Now().Add(wait)
 	for i, out := range outs {
 		if out.Err != nil {
 			continue
 		}
 		e, err := s.waitPublished(ctx, out.Entry, max(time.Until(deadline), time.Millisecond))
-		if err != nil && errors.Is(err, ctx.Err()) {
-			return err
-		}
 		l := &b.lines[b.at[i]]
 		if err != nil {
 			l.receipt = nil
@@ -150,7 +146,6 @@ func (s *Server) waitBatch(ctx context.Context, b *batch, outs []outbox.Outcome,
 			l.Status = http.StatusOK
 		}
 	}
-	return nil
 }
 
 func (b *batch) write(w http.ResponseWriter) {

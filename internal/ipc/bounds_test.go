@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"workflow-results-sidecar/internal/outbox"
 	"workflow-results-sidecar/internal/result"
 )
@@ -113,23 +115,122 @@ func TestPipelinedRequests(t *testing.T) {
 	}
 }
 
-func TestBytesInFlightAreBounded(t *testing.T) {
-	h := start(t, func(s *settings) { s.MaxInFlightBytes = 64 << 10 })
+// holding announces a body, and returns once the server has begun to read it.
+func (h *harness) holding(target, mediaType string, length int) (net.Conn, *bufio.Reader) {
+	h.t.Helper()
 	c, r := h.dial()
-	body := event([16]byte{1}, `{"x":"`+strings.Repeat("x", 40<<10)+`"}`)
-	write(t, c, strings.Replace(rawPost("/v1/results", "application/json", len(body), ""), "\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n", 1))
-	if status, _ := read(t, r); status != 100 { // its length is held from here on
-		t.Fatalf("%d", status)
+	write(h.t, c, strings.Replace(rawPost(target, mediaType, length, ""), "\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n", 1))
+	if status, _ := read(h.t, r); status != 100 {
+		h.t.Fatalf("%d", status)
 	}
-	large := event([16]byte{2}, `{"x":"`+strings.Repeat("x", 40<<10)+`"}`)
+	return c, r
+}
+
+func TestBytesInFlightAreBounded(t *testing.T) {
+	h := start(t, func(s *settings) { s.MaxInFlightBytes = 100 << 10 })
+	payload := `{"x":"` + strings.Repeat("x", 45<<10) + `"}`
+	body := event([16]byte{1}, payload)
+	c, r := h.holding("/v1/results", "application/json", len(body))
+	h.holding("/v1/results", "application/json", len(body))
+	large := event([16]byte{2}, payload)
 	h.post(large).want(t, 503, "busy")
 	h.post(oneEvent()).want(t, 201, "") // a small one fits
 	write(t, c, body)
 	if status, text := read(t, r); status != 201 {
 		t.Errorf("%d %s", status, text)
 	}
-	if a := h.post(large); a.status/100 != 2 {
-		t.Errorf("%s", a.text) // there is room again
+	h.post(large).want(t, 201, "") // there is room again
+}
+
+// TestAnAnnouncementHoldsNobodyBack: what counts is what has come.
+func TestAnAnnouncementHoldsNobodyBack(t *testing.T) {
+	h := start(t)
+	for range 8 {
+		h.holding("/v1/results:batch", "application/x-ndjson", 8<<20)
+	}
+	h.post(oneEvent()).want(t, 201, "")
+}
+
+// TestBodiesOfUnknownLength are taken though the limit of one exceeds the bound of all.
+func TestBodiesOfUnknownLength(t *testing.T) {
+	h := start(t, func(s *settings) {
+		s.MaxInFlightBytes = 1 << 20
+		s.MaxResultBytes = func() int64 { return 8 << 20 }
+	})
+	for n, want := range map[int]int{10: 201, 200 << 10: 201, 600 << 10: 413} {
+		payload := `{"x":"` + strings.Repeat("x", n) + `"}`
+		chunked := io.MultiReader(strings.NewReader(event(uuid.New(), payload))) // hides its length
+		a := h.call(http.MethodPost, "/v1/results", "application/json", chunked)
+		if a.status != want {
+			t.Errorf("%d bytes, chunked: %s, want %d", n, a.text, want)
+		}
+	}
+	if !h.srv.bodies.TryAcquire(1 << 20) {
+		t.Error("some bytes were not given back")
+	}
+}
+
+// TestAWaitingBatchHoldsNoBytes: Kafka away must not close the intake.
+func TestAWaitingBatchHoldsNoBytes(t *testing.T) {
+	h := start(t, func(s *settings) { s.MaxInFlightBytes = 64 << 10 })
+	done := make(chan answer, 1)
+	go func() {
+		a, err := h.try(context.Background(), http.MethodPost, "/v1/results:batch?wait=published&timeout=1m", "application/x-ndjson", strings.NewReader(oneEvent()))
+		if err != nil {
+			t.Error(err)
+		}
+		done <- a
+	}()
+	for h.lastSeq() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	for !h.srv.bodies.TryAcquire(64 << 10) { // given back while it waits, or never
+		time.Sleep(time.Millisecond)
+	}
+	h.srv.bodies.Release(64 << 10)
+	h.publish()
+	<-done
+}
+
+// TestMalformedChunks are the client's fault, and not worth sending again.
+func TestMalformedChunks(t *testing.T) {
+	h := start(t)
+	c, r := h.dial()
+	write(t, c, "POST /v1/results HTTP/1.1\r\nHost: s\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+	if status, text := read(t, r); status != 400 || !strings.Contains(text, "malformed") {
+		t.Errorf("%d %s", status, text)
+	}
+}
+
+// TestOptionsAsksForAccess as well: net/http would answer it to anybody.
+func TestOptionsAsksForAccess(t *testing.T) {
+	for _, c := range []struct {
+		uids []uint32
+		want int
+	}{{nil, 404}, {[]uint32{1 << 30}, 403}} {
+		h := start(t, func(s *settings) { s.Access.UIDs = c.uids })
+		conn, r := h.dial()
+		write(t, conn, "OPTIONS * HTTP/1.1\r\nHost: s\r\n\r\n")
+		if status, text := read(t, r); status != c.want {
+			t.Errorf("%d %s, want %d", status, text, c.want)
+		}
+	}
+}
+
+// TestHalfClosed: a client that shuts its side down after a whole request hears
+// how it ended, as `nc -N` does.
+func TestHalfClosed(t *testing.T) {
+	h := start(t)
+	for range 50 {
+		c, r := h.dial()
+		body := oneEvent()
+		write(t, c, rawPost("/v1/results", "application/json", len(body), body))
+		if err := c.(*net.UnixConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if status, text := read(t, r); status != 201 {
+			t.Fatalf("%d %s", status, text)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -154,9 +155,14 @@ func errorOf(status int, body []byte) error {
 	}
 	switch p.Type {
 	case problemType + "not-found":
-		return fmt.Errorf("%w (%s)", outbox.ErrNotFound, p.Detail)
+		return again(outbox.ErrNotFound, p.Detail)
 	case problemType + "not-parked":
-		return fmt.Errorf("%w (%s)", outbox.ErrNotParked, p.Detail)
+		return again(outbox.ErrNotParked, p.Detail)
 	}
 	return fmt.Errorf("the sidecar answers %w", &p)
+}
+
+// again is an error whose text the detail begins with already.
+func again(err error, detail string) error {
+	return fmt.Errorf("%w%s", err, strings.TrimPrefix(detail, err.Error()))
 }

@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -20,19 +21,13 @@ import (
 
 // postResult takes one event: 201 after its commit is on disk.
 func (s *Server) postResult(w http.ResponseWriter, r *http.Request) {
-	wait, release, err := s.admit(r.URL.Query())
+	wait, release, err := s.admit(r)
 	if err != nil {
 		s.refuse(w, err)
 		return
 	}
 	defer release()
-	body, err := s.readBody(w, r, "application/json", "result", s.opts.MaxResultBytes())
-	if err != nil {
-		s.refuse(w, err)
-		return
-	}
-	out, err := s.accept(r.Context(), body.Bytes(), r.Header)
-	s.done(body, err)
+	out, err := s.take(w, r)
 	if err != nil {
 		s.refuse(w, err)
 		return
@@ -40,19 +35,34 @@ func (s *Server) postResult(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, r, out, wait)
 }
 
-// accept decodes one event and appends it.
-func (s *Server) accept(ctx context.Context, data []byte, h http.Header) (outbox.Outcome, error) {
-	res, err := result.Decode(data, s.opts.Now())
+// take reads one event and appends it. The body's memory is given back before any
+// wait for publication.
+func (s *Server) take(w http.ResponseWriter, r *http.Request) (outbox.Outcome, error) {
+	body, err := s.readBody(w, r, "application/json", "result", s.opts.MaxResultBytes())
 	if err != nil {
 		return outbox.Outcome{}, err
 	}
-	res.TraceParent, res.TraceState = traceContext(h)
-	outs, err := s.opts.Store.Append(ctx, []result.Result{res})
+	defer s.done(body)
+	res, err := result.Decode(body.Bytes(), s.opts.Now())
 	if err != nil {
 		return outbox.Outcome{}, err
 	}
-	s.count(outs[0])
+	res.TraceParent, res.TraceState = traceContext(r.Header)
+	outs, err := s.append(r.Context(), []result.Result{res})
+	if err != nil {
+		return outbox.Outcome{}, err
+	}
 	return outs[0], outs[0].Err
+}
+
+// append stores results, whether or not the client stays to hear of it: the
+// commit happens all the same, and until then the body is in use.
+func (s *Server) append(ctx context.Context, rs []result.Result) ([]outbox.Outcome, error) {
+	outs, err := s.opts.Store.Append(context.WithoutCancel(ctx), rs)
+	for _, out := range outs {
+		s.count(out)
+	}
+	return outs, err
 }
 
 func (s *Server) count(out outbox.Outcome) {
@@ -97,13 +107,14 @@ func (s *Server) extendDeadline(w http.ResponseWriter, wait time.Duration) {
 }
 
 // waitPublished returns the entry once it is published or parked, or as pending
-// when the time is over.
+// when the time is over, the client has hung up, or the server ends.
 func (s *Server) waitPublished(ctx context.Context, e outbox.Entry, wait time.Duration) (outbox.Entry, error) {
 	waiting, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
+	defer context.AfterFunc(s.stopping, cancel)()
 	got, err := s.opts.Store.WaitPublished(waiting, e.EventID)
-	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		return e, nil // held and not yet published: its state is still pending
+	if err != nil && waiting.Err() != nil {
+		return e, nil // held, and not known to be published
 	}
 	return got, err
 }
@@ -138,48 +149,71 @@ type body struct {
 
 var bodies = sync.Pool{New: func() any { return new(body) }}
 
-// readBody reads the whole body, within the limit of one request and of all.
+// bodyStep is how much of a body is counted against the in-flight bound before the
+// first byte has come. Most results fit in it.
+const bodyStep = 64 << 10
+
+// readBody reads the whole body, within the limit of one request and of all. One
+// request never gets more than half of what all may have.
 func (s *Server) readBody(w http.ResponseWriter, r *http.Request, mediaType, what string, limit int64) (*body, error) {
 	if err := checkMediaType(r, mediaType); err != nil {
 		return nil, err
 	}
+	limit = min(limit, s.opts.MaxInFlightBytes/2)
 	if r.ContentLength > limit {
 		return nil, tooLarge(what, r.ContentLength, limit)
 	}
-	weight := r.ContentLength
-	if weight < 0 {
-		weight = limit // unknown: it may be as large as allowed
-	}
-	if !s.bodies.TryAcquire(weight) {
-		return nil, newProblem(http.StatusServiceUnavailable, "busy", "busy", "too many bytes of requests are in memory: send it again with the same event_id").after(1)
-	}
 	b := bodies.Get().(*body)
-	b.weight = weight
 	b.Reset()
-	if _, err := b.ReadFrom(http.MaxBytesReader(w, r.Body, limit)); err != nil {
-		s.done(b, nil)
-		return nil, readError(err)
+	if err := s.fill(b, http.MaxBytesReader(w, r.Body, limit), r.ContentLength); err != nil {
+		s.done(b)
+		return nil, err
 	}
 	return b, nil
 }
 
-func readError(err error) error {
-	var large *http.MaxBytesError
-	if errors.As(err, &large) {
-		return err
+// fill reads a body of length bytes, or of unknown length where that is negative.
+// What has not come yet is counted a step ahead and no further: an announcement
+// alone holds nobody back.
+func (s *Server) fill(b *body, from io.Reader, length int64) error {
+	for step := int64(bodyStep); ; step = b.weight {
+		if length >= 0 {
+			step = min(step, length-b.weight)
+		}
+		if !s.bodies.TryAcquire(step) {
+			return newProblem(http.StatusServiceUnavailable, "busy", "busy", "too many bytes of requests are in memory: send it again with the same event_id").after(1)
+		}
+		b.weight += step
+		b.Grow(int(step) + bytes.MinRead) // which ReadFrom wants to see free at the end
+		_, err := io.CopyN(&b.Buffer, from, step)
+		switch {
+		case errors.Is(err, io.EOF), err == nil && b.weight == length:
+			s.bodies.Release(b.weight - int64(b.Len()))
+			b.weight = int64(b.Len())
+			return nil
+		case err != nil:
+			return readError(err)
+		}
 	}
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return newProblem(http.StatusBadRequest, "incomplete", "incomplete body", "the body ended before its announced length")
-	}
-	return newProblem(http.StatusRequestTimeout, "slow", "the body did not arrive", "the body was not complete in time or is malformed; nothing was stored: send it again")
 }
 
-// done gives a body back. After a cancelled Append the writer may still read
-// it, so its memory is left to the garbage collector.
-func (s *Server) done(b *body, err error) {
+func readError(err error) error {
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return err
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return newProblem(http.StatusRequestTimeout, "slow", "the body did not arrive", "the body was not complete in time; nothing was stored: send it again")
+	}
+	return newProblem(http.StatusBadRequest, "incomplete", "incomplete body", "the body ended before its announced length, or its chunks are malformed; nothing was stored")
+}
+
+// done gives a body back; nobody may use it any more.
+func (s *Server) done(b *body) {
 	s.bodies.Release(b.weight)
+	b.weight = 0
 	const keep = 64 << 10 // large ones are rare and would stay for ever
-	if b.Cap() <= keep && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+	if b.Cap() <= 2*keep {
 		bodies.Put(b)
 	}
 }
@@ -197,14 +231,32 @@ func checkMediaType(r *http.Request, want string) error {
 	return newProblem(http.StatusUnsupportedMediaType, "media-type", "unsupported media type", "Content-Type must be "+want)
 }
 
+// queryOf reads the query strictly: what is malformed or repeated must not pass
+// for something that was not asked for.
+func queryOf(r *http.Request) (url.Values, error) {
+	if r.URL.RawQuery == "" {
+		return nil, nil
+	}
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, badQuery("the query is malformed: %s", err)
+	}
+	for name, values := range q {
+		if len(values) > 1 {
+			return nil, badQuery("%q is given %d times", name, len(values))
+		}
+	}
+	return q, nil
+}
+
 // waitOf reads ?wait=published&timeout=10s; 0 is no wait.
 func (s *Server) waitOf(q url.Values) (time.Duration, error) {
 	if len(q) == 0 {
 		return 0, nil
 	}
-	for name, values := range q {
-		if name != "wait" && name != "timeout" || len(values) != 1 {
-			return 0, badQuery("only wait=published and timeout=, once each, are known here; got %q", name)
+	for name := range q {
+		if name != "wait" && name != "timeout" {
+			return 0, badQuery("only wait=published and timeout= are known here; got %q", name)
 		}
 	}
 	if q.Get("wait") != "published" {
@@ -222,8 +274,11 @@ func (s *Server) waitOf(q url.Values) (time.Duration, error) {
 
 // admit reads how long a request wants to wait for publication, and bounds how
 // many do. It comes before the commit, so that a refusal means "not stored".
-func (s *Server) admit(q url.Values) (wait time.Duration, release func(), err error) {
-	wait, err = s.waitOf(q)
+func (s *Server) admit(r *http.Request) (wait time.Duration, release func(), err error) {
+	q, err := queryOf(r)
+	if err == nil {
+		wait, err = s.waitOf(q)
+	}
 	if err != nil || wait == 0 {
 		return 0, func() {}, err
 	}
@@ -235,7 +290,12 @@ func (s *Server) admit(q url.Values) (wait time.Duration, release func(), err er
 
 // getResult tells the state of one result.
 func (s *Server) getResult(w http.ResponseWriter, r *http.Request, id uuid.UUID) {
-	withPayload, err := s.payloadWanted(r.URL.Query())
+	q, err := queryOf(r)
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	withPayload, err := s.payloadWanted(q)
 	if err != nil {
 		s.refuse(w, err)
 		return
@@ -281,7 +341,7 @@ type listing struct {
 
 // listResults lists results in seq order, a page at a time.
 func (s *Server) listResults(w http.ResponseWriter, r *http.Request) {
-	f, err := filterOf(r.URL.Query())
+	f, err := filterOf(r)
 	if err != nil {
 		s.refuse(w, err)
 		return
@@ -301,14 +361,13 @@ func (s *Server) listResults(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, page)
 }
 
-func filterOf(q url.Values) (outbox.Filter, error) {
+func filterOf(r *http.Request) (outbox.Filter, error) {
 	f := outbox.Filter{Limit: 100}
-	for name, values := range q {
-		if err := setFilter(&f, name, values[len(values)-1]); err != nil {
-			return f, err
-		}
+	q, err := queryOf(r)
+	for name := range q {
+		err = errors.Join(err, setFilter(&f, name, q.Get(name)))
 	}
-	return f, nil
+	return f, err
 }
 
 func setFilter(f *outbox.Filter, name, value string) error {

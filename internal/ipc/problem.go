@@ -53,6 +53,9 @@ func tooLarge(what string, size, limit int64) *problem {
 	if size > 0 {
 		detail = fmt.Sprintf("the %s has %d bytes, the limit is %d", what, size, limit)
 	}
+	if what == "result" {
+		detail += ": the topic's max.message.bytes, less what a record adds"
+	}
 	p := newProblem(http.StatusRequestEntityTooLarge, "too-large", "too large", detail)
 	p.Size, p.Limit = max(size, 0), limit
 	return p

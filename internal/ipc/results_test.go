@@ -206,7 +206,7 @@ func TestListPages(t *testing.T) {
 			t.Errorf("%q: %s, want %s", query, got, want)
 		}
 	}
-	for _, query := range []string{"?limit=0", "?limit=1001", "?limit=x", "?after=-1", "?state=gone", "?correlation_id=x", "?who=me"} {
+	for _, query := range []string{"?limit=0", "?limit=1001", "?limit=x", "?after=-1", "?state=gone", "?correlation_id=x", "?correlation_id=%zz", "?limit=1&limit=2", "?who=me"} {
 		h.get("/v1/results"+query).want(t, 400, "bad-query")
 	}
 }

@@ -92,6 +92,9 @@ type Server struct {
 	bodies  *semaphore.Weighted
 	waiters *semaphore.Weighted
 	logged  interval
+
+	stopping context.Context // ends when the server begins to end
+	stop     context.CancelFunc
 }
 
 // interval lets one line per key and second through: a full disk must not flood
@@ -127,6 +130,7 @@ func Listen(opts Options) (*Server, error) {
 		waiters: semaphore.NewWeighted(opts.MaxWaiters),
 		logged:  interval{last: make(map[string]time.Time)},
 	}
+	srv.stopping, srv.stop = context.WithCancel(context.Background())
 	for _, name := range problemNames {
 		opts.Metrics.Rejected.WithLabelValues(name)
 	}
@@ -139,6 +143,8 @@ func Listen(opts Options) (*Server, error) {
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(opts.Log.Handler(), slog.LevelWarn),
 		ConnContext:       srv.connContext,
+
+		DisableGeneralOptionsHandler: true, // it would answer peers that may not connect
 	}
 	return srv, nil
 }
@@ -154,16 +160,18 @@ func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey{}, p)
 }
 
-// Run serves until ctx ends, then lets requests under way finish, within a
-// deadline, and gives the path back.
-func (s *Server) Run(ctx context.Context) error {
+// Run serves until soft ends, then lets requests under way finish, within a
+// deadline and until hard ends, and gives the path back. Who waits for publication
+// then is told at once how things stand.
+func (s *Server) Run(soft, hard context.Context) error {
 	done := make(chan error, 1)
 	go func() { done <- s.http.Serve(s.conns) }()
 	var err error
 	select {
 	case err = <-done:
-	case <-ctx.Done():
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	case <-soft.Done():
+		s.stop()
+		stop, cancel := context.WithTimeout(hard, shutdownTimeout)
 		defer cancel()
 		if err := s.http.Shutdown(stop); err != nil {
 			s.opts.Log.Warn("requests were cut off at shutdown", "error", errors.Join(err, s.http.Close()))
@@ -177,7 +185,10 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // Close gives the path back where Run never ran.
-func (s *Server) Close() error { return s.socket.Close() }
+func (s *Server) Close() error {
+	s.stop()
+	return s.socket.Close()
+}
 
 // IdleSince returns since when no client has been connected; ok is false while
 // one is.

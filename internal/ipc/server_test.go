@@ -57,6 +57,7 @@ type harness struct {
 	store  *outbox.Outbox
 	faults *faults
 	client *http.Client
+	srv    *Server
 	stop   context.CancelFunc
 	done   chan error
 }
@@ -143,9 +144,9 @@ func start(t *testing.T, change ...func(*settings)) *harness {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	h.stop = stop
+	h.srv, h.stop = srv, stop
 	go func() { h.done <- store.Run(ctx) }()
-	go func() { h.done <- srv.Run(ctx) }()
+	go func() { h.done <- srv.Run(ctx, context.Background()) }()
 	h.client = &http.Client{Transport: &checked{t: t, next: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", s.Path)
 	}}}}
@@ -168,10 +169,10 @@ func (h *harness) status(ctx context.Context) any {
 		h.t.Error(err)
 	}
 	return map[string]any{
-		"version": "test", "started_at": time.Now().UTC(), "socket": h.path, "data_dir": "d", "brokers": []string{},
+		"version": "test", "started_at": time.Now().UTC(), "socket": h.path, "data_dir": "d", "brokers": []string{}, "ending": false,
 		"publisher": map[string]any{"state": "connecting", "delivery": "exactly-once", "topics": []any{}},
 		"outbox": map[string]any{
-			"id": st.ID, "pending": st.PendingRows, "pending_bytes": st.PendingBytes, "oldest_pending_seconds": 0, "parked": st.ParkedRows,
+			"id": st.ID, "pending": st.PendingRows, "pending_bytes": st.PendingBytes, "oldest_pending_seconds": 0, "full": false, "parked": st.ParkedRows,
 			"parked_bytes": st.ParkedBytes, "held": st.HeldRows, "held_bytes": st.HeldBytes, "max_rows": st.MaxRows, "max_bytes": st.MaxBytes,
 			"last_seq": st.LastSeq, "published_seq": st.PublishedSeq, "file_bytes": st.FileBytes, "wal_bytes": st.WALBytes,
 		},

@@ -65,7 +65,10 @@ func lockSocket(path string) (*os.File, error) {
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close() // the lock's error is the one to tell
-		return nil, fmt.Errorf("the socket %s is in use by another sidecar (its lock is held): %w", path, err)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("the socket %s is in use by another sidecar: it holds %s.lock", path, path)
+		}
+		return nil, fmt.Errorf("lock %s.lock: %w", path, err)
 	}
 	return f, nil
 }

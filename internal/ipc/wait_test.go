@@ -109,12 +109,36 @@ func TestWaitOutlastsTheTimeouts(t *testing.T) {
 func TestWaitQueries(t *testing.T) {
 	h := start(t)
 	for _, query := range []string{"wait=never", "wait=published&timeout=soon", "wait=published&timeout=0s", "wait=published&timeout=-1s",
-		"wait=published&timeout=11m", "timeout=1s", "wait=published&wait=published", "why=1"} {
+		"wait=published&timeout=11m", "timeout=1s", "wait=published&wait=published", "why=1",
+		"wait=published;timeout=1s", "wait=pub%zzlished", "nonsense=%zz"} {
 		h.call(http.MethodPost, "/v1/results?"+query, "application/json", strings.NewReader(oneEvent())).want(t, 400, "bad-query")
 		h.call(http.MethodPost, "/v1/results:batch?"+query, "application/x-ndjson", strings.NewReader(oneEvent())).want(t, 400, "bad-query")
 	}
 	if h.lastSeq() != 0 {
 		t.Error("something was stored")
+	}
+}
+
+// TestWaitEndsWithTheServer: whoever waits is told at once how things stand.
+func TestWaitEndsWithTheServer(t *testing.T) {
+	h := start(t)
+	single := h.postWaiting(oneEvent(), "1m")
+	batch := make(chan answer, 1)
+	go func() {
+		a, err := h.try(context.Background(), http.MethodPost, "/v1/results:batch?wait=published&timeout=1m", "application/x-ndjson", strings.NewReader(oneEvent()))
+		if err != nil {
+			t.Error(err)
+		}
+		batch <- a
+	}()
+	for h.lastSeq() < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	h.stop()
+	a := <-single
+	a.want(t, 202, "")
+	if b := <-batch; b.status != 200 || !strings.Contains(b.text, `"status":202`) {
+		t.Errorf("%s", b.text)
 	}
 }
 

@@ -221,7 +221,7 @@ func TestRecover(t *testing.T) {
 				parked := i+1 == rows/2 || i+1 == rows
 				switch {
 				case !bytes.Contains(readable, []byte(marker(i))):
-					want.Missing++
+					want.Unreadable++
 					lost = append(lost, r)
 					continue
 				case parked:
@@ -236,7 +236,7 @@ func TestRecover(t *testing.T) {
 				t.Fatal(err)
 			}
 			if name == "the end of the file is missing" { // the highest seq may be lost with it
-				want.LastSeq, want.Missing = rep.LastSeq, rep.LastSeq-want.Copied
+				want.LastSeq, want.Unreadable = rep.LastSeq, rep.LastSeq-want.Copied
 			}
 			if diff := cmp.Diff(want, rep); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
@@ -266,5 +266,73 @@ func TestRecover(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestRecoverWithoutTheListOfParked: what the list would tell apart is parked for
+// a person, neither taken for published nor published again unasked.
+func TestRecoverWithoutTheListOfParked(t *testing.T) {
+	dir, to := t.TempDir(), filepath.Join(t.TempDir(), "new")
+	h := open(t, dir)
+	h.add(results(t, 10, `{}`)...)
+	if err := h.Park(t.Context(), 3, "too large: marker-of-the-page"); err != nil {
+		t.Fatal(err)
+	}
+	var placed []Placement
+	for _, seq := range []int64{1, 2, 4, 5, 6} {
+		placed = append(placed, Placement{Seq: seq, Offset: seq})
+	}
+	h.MarkPublished(Publication{Through: 6, At: time.Now(), Topic: "t", Placements: placed})
+	h.MarkPublished(Publication{Through: 8, At: time.Now(), Topic: "t"}) // only the watermark told
+	h.stats()
+	h.close()
+	spoil(t, dir, []byte("marker-of-the-page"))
+	rep, err := Recover(t.Context(), dir, to, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (Recovery{Copied: 10, Pending: 2, Parked: 3, Uncertain: 3, LastSeq: 10}); rep != want {
+		t.Errorf("got %+v, want %+v", rep, want)
+	}
+	n := open(t, to)
+	parked, err := n.List(t.Context(), Filter{State: Parked})
+	if err != nil || len(parked) != 3 || parked[0].Seq != 3 || parked[1].Seq != 7 || parked[2].Seq != 8 {
+		t.Errorf("%+v %v", parked, err)
+	}
+	if got := n.next(n.Proven()); !cmp.Equal(got, []int64{9, 10}) {
+		t.Errorf("pending %v", got)
+	}
+}
+
+// TestRecoverTakesWhatIsSlimForPublished: without the state, a row without its
+// payload must not be published as if it had one.
+func TestRecoverTakesWhatIsSlimForPublished(t *testing.T) {
+	dir, to := t.TempDir(), filepath.Join(t.TempDir(), "new")
+	now := time.Now()
+	h := open(t, dir, at(&now))
+	h.add(results(t, 5, `{}`)...)
+	publishAll(t, h, now)
+	now = now.Add(25 * time.Hour)
+	if err := h.retain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.add(results(t, 3, `{}`)...)
+	id := h.ID()
+	h.close()
+	spoil(t, dir, id[:])
+	if _, err := Recover(t.Context(), dir, to, false); err != nil {
+		t.Fatal(err)
+	}
+	n := open(t, to)
+	if got := n.next(n.Proven()); !cmp.Equal(got, []int64{6, 7, 8}) {
+		t.Errorf("pending %v", got)
+	}
+}
+
+func TestAnEmptyFileIsNoOutbox(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, dir, nil)
+	if err := Exists(dir); err == nil || !strings.Contains(err.Error(), "is empty") {
+		t.Errorf("%v", err)
 	}
 }

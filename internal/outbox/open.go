@@ -61,7 +61,7 @@ func lockDir(dir string) (*os.File, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close() // the lock's error is the one to tell
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w: %s (a running sidecar? give each its own --data-dir)", ErrLocked, path)
+			return nil, fmt.Errorf("%w: %s (a running sidecar? end it first; two sidecars need a --data-dir each)", ErrLocked, path)
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
@@ -128,9 +128,14 @@ func openFile(ctx context.Context, path string) (*sql.DB, *sql.Conn, error) {
 
 func explainOpen(path string, err error) error {
 	if isDamage(err) {
-		return fmt.Errorf("the outbox file %s is damaged: %w: stop the sidecar, run `sidecar outbox recover --data-dir %s` to copy out every readable row", path, err, filepath.Dir(path))
+		return fmt.Errorf("the outbox file %s is damaged: %w: %s", path, err, damageHelp(filepath.Dir(path)))
 	}
 	return fmt.Errorf("open outbox %s: %w", path, err)
+}
+
+// damageHelp is what to do about damage.
+func damageHelp(dir string) string {
+	return fmt.Sprintf("end the sidecar, copy the directory, then run `sidecar outbox recover --data-dir %s --to NEWDIR`, which copies out every readable result", dir)
 }
 
 // checkpointTruncate moves the whole WAL into the file and syncs both. What was
@@ -147,10 +152,14 @@ func checkpointTruncate(ctx context.Context, conn *sql.Conn) error {
 }
 
 // Exists returns an error if dir holds no outbox: commands that look into one
-// must not make an empty one by a mistyped path.
+// must not make an empty one by a mistyped path, or of a file that was cut to nothing.
 func Exists(dir string) error {
-	if _, err := os.Stat(filepath.Join(dir, fileName)); err != nil {
+	st, err := os.Stat(filepath.Join(dir, fileName))
+	if err != nil {
 		return fmt.Errorf("no outbox in %s (--data-dir): %w", dir, err)
+	}
+	if st.Size() == 0 {
+		return fmt.Errorf("the outbox file in %s (--data-dir) is empty: it was truncated, or its first start was cut off; nothing can be read from it", dir)
 	}
 	return nil
 }

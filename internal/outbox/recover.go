@@ -16,11 +16,13 @@ import (
 
 // Recovery tells what Recover could save.
 type Recovery struct {
-	Copied  int64
-	Pending int64 // of them
-	Parked  int64 // of them
-	Missing int64 // seqs up to LastSeq without a readable row: damaged, or pruned before
-	LastSeq int64
+	Copied     int64
+	Pending    int64 // of them
+	Parked     int64 // of them
+	Uncertain  int64 // of the parked: whether Kafka has them is not readable
+	Unreadable int64 // seqs that the damage hides: their results are lost, if there were any
+	Missing    int64 // seqs up to LastSeq without a row: pruned, purged or retried before
+	LastSeq    int64
 }
 
 const resultColumns = `seq, event_id, correlation_id, workflow_id, workflow_run_id, status, accepted_at, timestamp, size, digest, traceparent, tracestate, error, result`
@@ -33,7 +35,9 @@ const (
 // Recover copies every readable row of the damaged outbox in from into a new
 // outbox in to, which gets a new ID. The damaged files are only read. Rows keep
 // their seq, so their order, and parked ones stay parked. Where the published
-// number is not readable, all are pending: better twice than never.
+// number is not readable, all that have a payload are pending: better twice than
+// never. Where the list of parked ones is not, each published one whose place in
+// Kafka is not known is parked: a person decides.
 func Recover(ctx context.Context, from, to string, allowNetworkFS bool) (rep Recovery, err error) {
 	if err := Exists(from); err != nil {
 		return rep, err
@@ -67,7 +71,7 @@ func openDamaged(ctx context.Context, dir string) (*sql.DB, error) {
 	db := sql.OpenDB(damagedConnector{path: filepath.Join(dir, fileName)})
 	db.SetMaxOpenConns(1)
 	if err := db.PingContext(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("open the damaged file: %w", err), db.Close())
+		return nil, errors.Join(fmt.Errorf("open the damaged file: %w: its beginning is not readable, and nothing can be saved from it; take a backup of the directory, if there is one, and send again from where the results came", err), db.Close())
 	}
 	return db, nil
 }
@@ -87,14 +91,17 @@ func (s salvage) run(ctx context.Context) (Recovery, error) {
 	rep.LastSeq = last
 	published := s.number(ctx, `SELECT published_seq FROM state`)
 	for seq := int64(1); seq <= last; seq += sliceRows {
-		n, err := s.copySlice(ctx, seq, min(seq+sliceRows-1, last))
+		copied, unreadable, err := s.copySlice(ctx, seq, min(seq+sliceRows-1, last))
 		if err != nil {
 			return rep, err
 		}
-		rep.Copied += n
+		rep.Copied, rep.Unreadable = rep.Copied+copied, rep.Unreadable+unreadable
 	}
-	rep.Missing = last - rep.Copied
-	err = s.dst.commit(func(tx *transaction) error { return s.settle(ctx, tx, published, last) })
+	rep.Missing = last - rep.Copied - rep.Unreadable
+	err = s.dst.commit(func(tx *transaction) (err error) {
+		rep.Uncertain, err = s.settle(ctx, tx, published, last)
+		return err
+	})
 	rep.Pending, rep.Parked = s.dst.state.pendingRows, s.dst.state.parkedRows
 	return rep, err
 }
@@ -121,16 +128,18 @@ func (s salvage) number(ctx context.Context, query string) int64 {
 }
 
 // copySlice copies rows by range, and one by one where the range meets damage.
-func (s salvage) copySlice(ctx context.Context, from, to int64) (int64, error) {
+func (s salvage) copySlice(ctx context.Context, from, to int64) (copied, unreadable int64, err error) {
 	rows, err := s.read(ctx, resultsBetween, from, to)
 	if err != nil {
 		rows = nil
 		for seq := from; seq <= to; seq++ {
 			one, err := s.read(ctx, resultAt, seq) // a range of one would step on to the next page
-			if ctx.Err() != nil {
-				return 0, ctx.Err()
-			}
-			if err == nil { // an unreadable row is counted as missing
+			switch {
+			case ctx.Err() != nil:
+				return 0, 0, ctx.Err()
+			case err != nil:
+				unreadable++
+			default:
 				rows = append(rows, one...)
 			}
 		}
@@ -143,7 +152,7 @@ func (s salvage) copySlice(ctx context.Context, from, to int64) (int64, error) {
 		}
 		return nil
 	})
-	return int64(len(rows)), err
+	return int64(len(rows)), unreadable, err
 }
 
 func (s salvage) read(ctx context.Context, query string, args ...any) ([][]any, error) {
@@ -168,31 +177,90 @@ func (s salvage) read(ctx context.Context, query string, args ...any) ([][]any, 
 }
 
 // settle carries over what is parked and published, and counts anew.
-func (s salvage) settle(ctx context.Context, tx *transaction, published, last int64) error {
-	rows, err := s.src.QueryContext(ctx, `SELECT seq, reason, parked_at FROM parked`)
-	if err == nil {
-		for rows.Next() {
-			var seq, at int64
-			var reason string
-			if rows.Scan(&seq, &reason, &at) == nil {
-				if err := tx.exec(`INSERT OR IGNORE INTO parked SELECT seq, ?, ? FROM results WHERE seq = ?`, reason, at, seq); err != nil {
-					return errors.Join(err, rows.Close())
-				}
-			}
-		}
-		_ = rows.Close() // what was not readable is pending instead
+func (s salvage) settle(ctx context.Context, tx *transaction, published, last int64) (uncertain int64, err error) {
+	// A payload goes after publication only, so its row is published whatever else
+	// is readable. (Parked rows keep theirs.)
+	var slim sql.NullInt64
+	if err := tx.o.conn.QueryRowContext(ctx, `SELECT max(seq) FROM results WHERE result IS NULL`).Scan(&slim); err != nil {
+		return 0, fmt.Errorf("find the rows without payload: %w", err)
+	}
+	published = max(published, slim.Int64)
+	complete, err := s.copyParked(ctx, tx)
+	if err == nil && !complete {
+		uncertain, err = s.parkUncertain(ctx, tx, published)
+	}
+	if err != nil {
+		return 0, err
 	}
 	// The history and deduplication windows of what was published start anew.
 	if err := tx.exec(`INSERT INTO publications (through, published_at, topic, placements) SELECT ?, ?, '', x'' WHERE ? > 0`, published, tx.now.UnixMicro(), published); err != nil {
-		return err
+		return 0, err
 	}
 	st := &tx.state
 	st.publishedSeq, st.lastSeq, st.indexedSeq = published, last, last
 	if err := errors.Join(
 		tx.exec(`INSERT OR IGNORE INTO event_ids SELECT event_id, seq FROM results ORDER BY event_id`),
 		tx.exec(`INSERT OR IGNORE INTO correlation_ids SELECT correlation_id, seq FROM results ORDER BY correlation_id`)); err != nil {
-		return err
+		return 0, err
 	}
+	return uncertain, tx.count(ctx)
+}
+
+// copyParked reports whether the list of parked results could be read to its end.
+func (s salvage) copyParked(ctx context.Context, tx *transaction) (complete bool, err error) {
+	rows, err := s.src.QueryContext(ctx, `SELECT seq, reason, parked_at FROM parked`)
+	if err != nil {
+		return false, nil //nolint:nilerr // it is damaged: that is what we are here for
+	}
+	defer func() { _ = rows.Close() }() // rows.Err tells what matters
+	for rows.Next() {
+		var seq, at int64
+		var reason string
+		if rows.Scan(&seq, &reason, &at) != nil {
+			return false, nil
+		}
+		if err := tx.exec(`INSERT OR IGNORE INTO parked SELECT seq, ?, ? FROM results WHERE seq = ?`, reason, at, seq); err != nil {
+			return false, err
+		}
+	}
+	return rows.Err() == nil, nil
+}
+
+// parkUncertain parks what the published number covers and no publication places:
+// it was parked, or published with only the watermark to tell.
+func (s salvage) parkUncertain(ctx context.Context, tx *transaction, published int64) (int64, error) {
+	if err := tx.exec(`CREATE TEMP TABLE placed (seq INTEGER PRIMARY KEY)`); err != nil {
+		return 0, err
+	}
+	rows, err := s.src.QueryContext(ctx, `SELECT placements FROM publications`)
+	if err == nil {
+		defer func() { _ = rows.Close() }() // what is not readable proves nothing
+		for rows.Next() {
+			var blob []byte
+			if rows.Scan(&blob) != nil {
+				break
+			}
+			placements, _ := decodePlacements(blob) // as far as they go
+			for _, p := range placements {
+				if err := tx.exec(`INSERT OR IGNORE INTO placed (seq) VALUES (?)`, p.Seq); err != nil {
+					return 0, err
+				}
+			}
+		}
+	}
+	const reason = "recovered from a damaged outbox: whether Kafka has it is not known; a retry publishes it, perhaps again"
+	res, err := tx.o.conn.ExecContext(ctx, `INSERT OR IGNORE INTO parked SELECT seq, ?, ? FROM results
+		WHERE seq <= ? AND result IS NOT NULL AND seq NOT IN (SELECT seq FROM placed)`, reason, tx.now.UnixMicro(), published)
+	if err != nil {
+		return 0, fmt.Errorf("park what is uncertain: %w", err)
+	}
+	n, err := res.RowsAffected()
+	return n, errors.Join(err, tx.exec(`DROP TABLE placed`))
+}
+
+// count sets the counters by the rows.
+func (tx *transaction) count(ctx context.Context) error {
+	st := &tx.state
 	const count = `SELECT count(*), coalesce(sum(size), 0) FROM results WHERE `
 	for _, c := range []struct {
 		where       string
@@ -200,7 +268,7 @@ func (s salvage) settle(ctx context.Context, tx *transaction, published, last in
 	}{
 		{`1`, &st.heldRows, &st.heldBytes},
 		{`seq IN (SELECT seq FROM parked)`, &st.parkedRows, &st.parkedBytes},
-		{fmt.Sprintf(`seq > %d AND seq NOT IN (SELECT seq FROM parked)`, published), &st.pendingRows, &st.pendingBytes},
+		{fmt.Sprintf(`seq > %d AND seq NOT IN (SELECT seq FROM parked)`, st.publishedSeq), &st.pendingRows, &st.pendingBytes},
 	} {
 		if err := tx.o.conn.QueryRowContext(ctx, count+c.where).Scan(c.rows, c.bytes); err != nil {
 			return fmt.Errorf("count what was copied: %w", err)

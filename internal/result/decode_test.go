@@ -186,6 +186,21 @@ func TestAppendJSONWritesUTC(t *testing.T) {
 	}
 }
 
+// TestRecordIsNoLongerThanItsEvent but for the fields that were left out: a limit
+// that the event kept must not be broken by the record.
+func TestRecordIsNoLongerThanItsEvent(t *testing.T) {
+	for _, text := range []string{`\n\r\t\b\f`, `\u0000\u001f`, `\"\\\/`, `\u00e9é\ud83d\ude00`} {
+		member := `,"error":"` + strings.Repeat(text, 1000) + `"`
+		data := event(member)
+		r := mustDecode(t, data)
+		bare := mustDecode(t, event(""))
+		overhead := len(bare.AppendJSON(nil)) - len(event(""))
+		if got, most := len(r.AppendJSON(nil)), len(data)+overhead; got > most {
+			t.Errorf("%s: %d bytes became %d", text, len(data), got)
+		}
+	}
+}
+
 func kibibyte() []byte {
 	return event(`,"event_id":"0192f0c1-7b1e-7cc3-9d2a-0123456789ab","result":{"items":[` +
 		strings.Repeat(`{"name":"a b c","n":1.5},`, 32) + `null]}`)

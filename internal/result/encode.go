@@ -27,10 +27,12 @@ func (r *Result) AppendJSON(dst []byte) []byte {
 	return append(appendString(dst, *r.Error), '}')
 }
 
-// appendString escapes what RFC 8259 (section 7) demands and no more. s is valid
+// appendString escapes what RFC 8259 (section 7) demands and no more, as short as
+// it can be: a record is then not longer than what it was decoded from. s is valid
 // UTF-8, as Decode has made sure.
 func appendString(dst []byte, s string) []byte {
 	const hex = "0123456789abcdef"
+	short := [' ']byte{'\b': 'b', '\t': 't', '\n': 'n', '\f': 'f', '\r': 'r'}
 	dst = append(dst, '"')
 	start := 0
 	for i := range len(s) {
@@ -40,9 +42,12 @@ func appendString(dst []byte, s string) []byte {
 		}
 		dst = append(dst, s[start:i]...)
 		start = i + 1
-		if c < ' ' {
+		switch {
+		case c < ' ' && short[c] != 0:
+			dst = append(dst, '\\', short[c])
+		case c < ' ':
 			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
-		} else {
+		default:
 			dst = append(dst, '\\', c)
 		}
 	}
