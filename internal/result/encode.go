@@ -32,7 +32,6 @@ func (r *Result) AppendJSON(dst []byte) []byte {
 // UTF-8, as Decode has made sure.
 func appendString(dst []byte, s string) []byte {
 	const hex = "0123456789abcdef"
-	short := [' ']byte{'\b': 'b', '\t': 't', '\n': 'n', '\f': 'f', '\r': 'r'}
 	dst = append(dst, '"')
 	start := 0
 	for i := range len(s) {
@@ -42,15 +41,31 @@ func appendString(dst []byte, s string) []byte {
 		}
 		dst = append(dst, s[start:i]...)
 		start = i + 1
-		switch {
-		case c < ' ' && short[c] != 0:
-			dst = append(dst, '\\', short[c])
-		case c < ' ':
+		if short := shortEscape(c); short != 0 {
+			dst = append(dst, '\\', short)
+		} else {
 			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
-		default:
-			dst = append(dst, '\\', c)
 		}
 	}
 	dst = append(dst, s[start:]...)
 	return append(dst, '"')
+}
+
+// shortEscape is what stands behind the backslash, 0 where there is no short form.
+func shortEscape(c byte) byte {
+	switch c {
+	case '"', '\\':
+		return c
+	case '\b':
+		return 'b'
+	case '\t':
+		return 't'
+	case '\n':
+		return 'n'
+	case '\f':
+		return 'f'
+	case '\r':
+		return 'r'
+	}
+	return 0
 }
