@@ -125,7 +125,7 @@ func (tx *transaction) held(r *result.Result, seq int64) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, fmt.Errorf("read the held result: %w", err)
 	}
-	if err := tx.o.complete(context.Background(), &e, proven); err != nil {
+	if err := tx.o.complete(context.Background(), tx.o.conn, &e, proven); err != nil {
 		return Outcome{}, err
 	}
 	if result.Digest(digest) != r.Digest {

@@ -32,19 +32,17 @@ func (c connector) Connect(context.Context) (driver.Conn, error) {
 }
 
 func (c connector) dsn() string {
-	q := url.Values{
+	if c.readOnly { // no more than it needs: PRAGMA auto_vacuum would begin a write transaction
+		return fileURI(c.path, url.Values{"_query_only": {"true"}, "_busy_timeout": {"10000"}, "_cache_size": {"-1024"}})
+	}
+	return fileURI(c.path, url.Values{
 		"_auto_vacuum":  {"incremental"},
 		"_journal_mode": {"WAL"},
 		"_synchronous":  {"FULL"}, // the driver's build default is NORMAL, which loses commits on a power cut
 		"_txlock":       {"immediate"},
 		"_busy_timeout": {"10000"},
 		"_cache_size":   {"-4096"},
-	}
-	if c.readOnly {
-		q.Set("_query_only", "true")
-		q.Set("_cache_size", "-1024")
-	}
-	return fileURI(c.path, q)
+	})
 }
 
 func fileURI(path string, q url.Values) string {

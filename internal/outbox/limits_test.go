@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"database/sql"
 	"os"
 	"strings"
 	"testing"
@@ -251,5 +252,25 @@ func TestParkedIsNeverToldAsPublished(t *testing.T) {
 				t.Fatalf("seq %d is told as published", e.Seq)
 			}
 		}
+	}
+}
+
+// TestANewReaderWaitsForNoWriter: PRAGMA auto_vacuum begins a write transaction,
+// so a reading connection that ran it would wait for the writer, who may be
+// waiting for it.
+func TestANewReaderWaitsForNoWriter(t *testing.T) {
+	h := open(t, t.TempDir())
+	h.add(newResult(t, `{}`))
+	err := h.do(t.Context(), func(tx *transaction) error {
+		readers := sql.OpenDB(connector{path: h.path(), readOnly: true})
+		defer readers.Close()
+		var n int
+		if err := readers.QueryRowContext(t.Context(), `SELECT count(*) FROM results`).Scan(&n); err != nil || n != 1 {
+			t.Errorf("%d %v", n, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

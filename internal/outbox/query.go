@@ -43,8 +43,8 @@ func scanEntry(row scanner, more ...any) (Entry, error) {
 // complete sets the state that only the published number tells, and where the
 // result went. proven is that number from before the row was read: a result is
 // parked before the number passes it, so a row that is read later cannot be told
-// as published when it is parked.
-func (o *Outbox) complete(ctx context.Context, e *Entry, proven int64) error {
+// as published when it is parked. from is the connection to read by.
+func (o *Outbox) complete(ctx context.Context, from querier, e *Entry, proven int64) error {
 	if e.State == Parked {
 		return nil
 	}
@@ -58,7 +58,7 @@ func (o *Outbox) complete(ctx context.Context, e *Entry, proven int64) error {
 	e.State = Published
 	if !found {
 		var err error
-		if p, err = o.publicationOf(ctx, e.Seq); err != nil {
+		if p, err = o.publicationOf(ctx, from, e.Seq); err != nil {
 			return err
 		}
 	}
@@ -81,11 +81,16 @@ func locate(ps []Publication, seq int64) (Publication, bool) {
 	return Publication{}, false
 }
 
-func (o *Outbox) publicationOf(ctx context.Context, seq int64) (Publication, error) {
+// querier is a pool, or the writer's connection within its transaction.
+type querier interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+func (o *Outbox) publicationOf(ctx context.Context, from querier, seq int64) (Publication, error) {
 	var p Publication
 	var micros int64
 	var blob []byte
-	err := o.readers.QueryRowContext(ctx, `SELECT through, published_at, topic, placements FROM publications WHERE through >= ? ORDER BY through LIMIT 1`, seq).
+	err := from.QueryRowContext(ctx, `SELECT through, published_at, topic, placements FROM publications WHERE through >= ? ORDER BY through LIMIT 1`, seq).
 		Scan(&p.Through, &micros, &p.Topic, &blob)
 	if errors.Is(err, sql.ErrNoRows) {
 		return p, nil // only the watermark told us
@@ -109,7 +114,7 @@ func (o *Outbox) Get(ctx context.Context, id uuid.UUID) (Entry, error) {
 	if err != nil {
 		return e, err
 	}
-	return e, o.complete(ctx, &e, proven)
+	return e, o.complete(ctx, o.readers, &e, proven)
 }
 
 // Payload returns the result object of an event ID, byte for byte; nil once the
@@ -141,7 +146,7 @@ func (o *Outbox) List(ctx context.Context, f Filter) ([]Entry, error) {
 		return nil, o.judge(fmt.Errorf("list results: %w", err))
 	}
 	for i := range entries {
-		if err := o.complete(ctx, &entries[i], proven); err != nil {
+		if err := o.complete(ctx, o.readers, &entries[i], proven); err != nil {
 			return nil, err
 		}
 	}
