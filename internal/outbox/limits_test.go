@@ -261,7 +261,7 @@ func TestParkedIsNeverToldAsPublished(t *testing.T) {
 func TestANewReaderWaitsForNoWriter(t *testing.T) {
 	h := open(t, t.TempDir())
 	h.add(newResult(t, `{}`))
-	err := h.do(t.Context(), func(tx *transaction) error {
+	err := h.do(t.Context(), func(*transaction) error {
 		readers := sql.OpenDB(connector{path: h.path(), readOnly: true})
 		defer readers.Close()
 		var n int
