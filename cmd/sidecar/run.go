@@ -46,6 +46,7 @@ type runCmd struct {
 	topicFlags
 	deliveryFlag
 	logFlags
+	parentFlag
 
 	SocketMode     string   `help:"Mode of the socket." default:"0660"`
 	SocketGID      int      `help:"Group of the socket; -1 is the process's own." name:"socket-gid" default:"-1"`
@@ -105,14 +106,7 @@ const minOutboxBytes = 2 << 20
 // Run runs the sidecar until it is told to end.
 func (c *runCmd) Run(e *env) error {
 	log := c.logger(e.stderr)
-	s, err := newSidecar(e.ctx, c, log)
-	switch {
-	case err == nil:
-		err = s.run(e.ctx, e.signals)
-	case e.ctx.Err() != nil && errors.Is(err, context.Canceled):
-		log.Info("asked to end before it had begun")
-		return nil
-	}
+	err := c.runWatched(e, log)
 	if err == nil || c.LogFormat == "text" {
 		return err
 	}
@@ -122,6 +116,23 @@ func (c *runCmd) Run(e *env) error {
 		code = exit.code
 	}
 	return &exitError{code: code}
+}
+
+func (c *runCmd) runWatched(e *env, log *slog.Logger) error {
+	e, done, err := c.watch(e, log)
+	if err != nil {
+		return err
+	}
+	defer done()
+	s, err := newSidecar(e.ctx, c, log)
+	switch {
+	case err == nil:
+		return s.run(e.ctx, e.signals)
+	case e.ctx.Err() != nil && errors.Is(err, context.Canceled):
+		log.Info("asked to end before it had begun")
+		return nil
+	}
+	return err
 }
 
 // sidecar is the running program: its parts, in the order in which they start.
