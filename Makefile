@@ -23,6 +23,17 @@ build: $(BIN) ## Build bin/sidecar
 $(BIN): $(GOFILES) | need-go
 	CGO_ENABLED=1 go build -trimpath -ldflags "-s -w -X main.buildVersion=$(VERSION)" -o $@ ./cmd/sidecar
 
+# The sidecar as it goes into a wheel: nothing is loaded at run time, on any Linux.
+STATIC  := .cache/static/sidecar
+$(STATIC): $(GOFILES) | need-go
+	CGO_ENABLED=1 go build -trimpath -tags sqlite_omit_load_extension,osusergo,netgo \
+		-ldflags "-s -w -X main.buildVersion=$(VERSION) -linkmode external -extldflags -static" -o $@ ./cmd/sidecar
+
+.PHONY: wheel
+wheel: $(STATIC) $(VENV)/demo.stamp ## Build dist/*.whl: the Python package with a static sidecar in it
+	@rm -f dist/workflow_results-*.whl
+	@$(VENV)/bin/python examples/python/build_wheel.py $(STATIC) dist
+
 .PHONY: demo
 demo: build $(VENV)/demo.stamp ## Show the whole way: LangGraph, socket, outbox, Kafka (embedded), await
 	@PYTHON=$(VENV)/bin/python SIDECAR=$(BIN) ./examples/demo.sh
@@ -47,6 +58,10 @@ test-kafka: need-go kafka ## Real processes against a real Kafka
 test-python: build $(VENV)/dev.stamp ## The Python client against the real sidecar
 	$(call stage,Python,cd examples/python && SIDECAR_BIN="$(CURDIR)/$(BIN)" ../../$(VENV)/bin/python -m pytest -q tests && ../../$(VENV)/bin/ruff check . && ../../$(VENV)/bin/mypy --strict src)
 
+.PHONY: test-wheel
+test-wheel: wheel ## The wheel in a fresh virtual environment: its sidecar starts and publishes
+	$(call stage,wheel,$(PYTHON) -m venv --clear .cache/wheel-venv && .cache/wheel-venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index dist/workflow_results-*.whl && env -u WORKFLOW_RESULTS_SIDECAR .cache/wheel-venv/bin/python examples/python/tests/wheel_check.py)
+
 .PHONY: test-curl
 test-curl: build ## Every call of the socket with curl
 	$(call stage,curl,SIDECAR=$(BIN) ./test/curl.sh)
@@ -65,7 +80,7 @@ lint: .cache/golangci-$(GOLANGCI_VERSION)/golangci-lint ## golangci-lint with th
 
 .PHONY: clean
 clean: ## Remove what was built and fetched
-	rm -rf bin .cache
+	rm -rf bin dist .cache
 
 $(VENV)/demo.stamp: examples/python/requirements-demo.txt examples/python/pyproject.toml | need-python
 	@echo "making the virtual environment $(VENV)"
