@@ -22,7 +22,7 @@ from uuid import uuid4
 
 import pytest
 
-from workflow_results import SidecarClient, SidecarUnavailable, _binary
+from workflow_results import Receipt, SidecarClient, SidecarUnavailable, _binary
 from workflow_results._forwarder import parse
 from workflow_results.sidecar import Sidecar, SidecarNotFound, SidecarStartError
 
@@ -31,6 +31,12 @@ Make = Callable[..., Sidecar]
 
 def about(**more: object) -> dict[str, Any]:
     return {"correlation_id": str(uuid4()), "workflow_id": "w", "workflow_run_id": "r", "result": {}, **more}
+
+
+def publish(own: Sidecar, **more: Any) -> Receipt:
+    """Hand over one result, with a client that hangs up."""
+    with own.client() as client:
+        return client.publish(**about(), **more)
 
 
 @pytest.fixture
@@ -160,9 +166,9 @@ def test_ready_then_gone(make: Make) -> None:
 def test_a_stopped_one_starts_again_with_what_it_held(make: Make, tmp_path: Path) -> None:
     own = make(brokers=f"127.0.0.1:{free_port()}", data_dir=tmp_path / "o", args=["--shutdown-timeout", "10ms"])
     with own:
-        event = own.client().publish(**about()).event_id
-    with own:
-        assert own.client().get(event)["state"] == "pending"
+        event = publish(own).event_id
+    with own, own.client() as client:
+        assert client.get(event)["state"] == "pending"
 
 
 def test_stop_drains_while_clients_keep_connections(make: Make, real: str, tmp_path: Path) -> None:
@@ -177,7 +183,7 @@ def test_stop_drains_while_clients_keep_connections(make: Make, real: str, tmp_p
 
 def test_stop_ends_in_time_though_kafka_is_away(make: Make, real: str, tmp_path: Path, log: Watch) -> None:
     own = make(brokers=f"127.0.0.1:{free_port()}", data_dir=tmp_path / "o", stop_timeout=2).start()
-    own.client().publish(**about())
+    publish(own)
     own.stop()
     log.await_text("pending results stay in the data directory")
     assert not any("is killed" in text for text in log.texts())
@@ -186,7 +192,7 @@ def test_stop_ends_in_time_though_kafka_is_away(make: Make, real: str, tmp_path:
 
 def test_stop_kills_what_does_not_end(make: Make, real: str, tmp_path: Path, log: Watch) -> None:
     own = make(brokers="127.0.0.1:1", data_dir=tmp_path / "o", stop_timeout=0.3, args=["--shutdown-timeout", "1h"])
-    own.start().client().publish(**about())
+    publish(own.start())
     own.stop()
     log.await_text("did not end in 0.3 s and is killed")
     assert held(real, tmp_path / "o") == ["pending"]
@@ -293,8 +299,24 @@ def test_pauses_grow_and_end_with_success(make: Make, real: str, tmp_path: Path,
         for pause in ("0.1", "0.2", "0.4"):
             log.await_text(f"started again in {pause} s")
         script(program, f'exec {real} "$@"')
-        assert own.client().publish(**about(), wait_published=10).state == "published"
+        assert publish(own, wait_published=10).state == "published"
     assert log.await_text("broken").levelno == logging.ERROR
+
+
+@pytest.mark.parametrize(("settled", "second"), [(30.0, "0.2"), (0.0, "0.1")])
+def test_pauses_begin_anew_after_a_long_life(
+    make: Make, log: Watch, monkeypatch: pytest.MonkeyPatch, settled: float, second: str
+) -> None:
+    monkeypatch.setattr("workflow_results._supervisor._SETTLED", settled)
+    with make(embedded_broker=True) as own:
+        for _ in range(2):
+            pid = own.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            await_end(pid)
+            publish(own)  # it runs again
+    told = [text for text in log.texts() if "started again in" in text]
+    assert [text.split()[-2] for text in told] == ["0.1", second]
 
 
 def test_a_program_that_is_away_for_a_while(make: Make, real: str, tmp_path: Path, log: Watch) -> None:
@@ -306,7 +328,7 @@ def test_a_program_that_is_away_for_a_while(make: Make, real: str, tmp_path: Pat
         os.kill(pid, signal.SIGKILL)
         log.await_text("cannot start")
         script(program, f'exec {real} "$@"')
-        assert own.client().publish(**about()).seq == 1
+        assert publish(own).seq == 1
 
 
 def test_stop_during_a_pause(make: Make, real: str, tmp_path: Path, log: Watch) -> None:
@@ -428,7 +450,6 @@ def in_fork(own: Sidecar, pid: int | None) -> None:
     own.stop()
     with own as same, same.client() as client:
         client.status()
-    assert own.client().status()["outbox"]["last_seq"] > 0
 
 
 def test_a_forked_worker_uses_the_parents(make: Make) -> None:
@@ -440,7 +461,7 @@ def test_a_forked_worker_uses_the_parents(make: Make) -> None:
             worker.join(30)
         assert [worker.exitcode for worker in workers] == [0, 0]
         assert Path(own.socket_path).exists()
-        assert own.client().publish(**about()).seq == 3
+        assert publish(own).seq == 3
 
 
 def test_a_fork_that_exits_as_a_program_does_leaves_it_alone(real: str) -> None:
@@ -499,8 +520,9 @@ def test_attach(make: Make, tmp_path: Path) -> None:
             assert second.attached
             assert second.pid is None
             assert second.socket_path == first.socket_path
-            event = second.client().publish(**about()).event_id
-        assert first.client().get(event)["state"] == "pending"
+            event = publish(second).event_id
+        with first.client() as client:
+            assert client.get(event)["state"] == "pending"
     with pytest.raises(SidecarUnavailable):
         SidecarClient(str(tmp_path / "s"), deadline=0.1).status()
 
@@ -512,7 +534,7 @@ def test_attach_when_all_start_at_once(make: Make, tmp_path: Path) -> None:
         list(pool.map(Sidecar.start, several))
     assert sorted(one.attached for one in several) == [False, True, True, True]
     for one in several:
-        one.client().publish(**about())
+        publish(one)
 
 
 # Its log.
@@ -520,7 +542,8 @@ def test_attach_when_all_start_at_once(make: Make, tmp_path: Path) -> None:
 
 def test_log_is_forwarded_without_payloads(make: Make, log: Watch, caplog: pytest.LogCaptureFixture) -> None:
     with make(embedded_broker=True, args=["--log-level", "debug"]) as own:
-        own.client().publish(**about(result={"secret": "p4yl04d"}), wait_published=10)
+        with own.client() as client:
+            client.publish(**about(result={"secret": "p4yl04d"}), wait_published=10)
         ready = log.await_text("ready ")
         assert ready.levelno == logging.INFO
         assert ready.sidecar_fields["socket"] == own.socket_path  # type: ignore[attr-defined]
@@ -557,7 +580,7 @@ def test_a_stuck_log_handler_holds_nothing_up(make: Make, log: Watch) -> None:
     logger.addHandler(stuck)
     try:
         with make(embedded_broker=True, args=["--log-level", "debug"]) as own:
-            client = own.client()
+            client = own.client()  # stop closes its connection
             for _ in range(120):  # each logs some dozen lines: far more than a pipe and the queue hold
                 assert client.publish(**about(), wait_published=10).state == "published"
             go_on.set()
@@ -576,13 +599,13 @@ def test_socket_path_fits_whatever_tmpdir_is(make: Make, tmp_path: Path, monkeyp
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
     with make(embedded_broker=True) as own:
         assert own.socket_path.startswith("/tmp/wr-")
-        assert own.client().publish(**about()).seq == 1
+        assert publish(own).seq == 1
     edge = tmp_path / ("x" * (107 - len(f"{tmp_path}//wr-12345678/s")))
     edge.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(edge))
     with make(embedded_broker=True) as own:
         assert len(os.fsencode(own.socket_path)) == 107
-        assert own.client().publish(**about()).seq == 1
+        assert publish(own).seq == 1
     assert list(edge.iterdir()) == list(deep.iterdir()) == []
 
 

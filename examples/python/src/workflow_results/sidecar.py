@@ -32,7 +32,8 @@ class Sidecar:
 
     It ends with this process, by SIGKILL too: it notices, publishes what is
     pending as on SIGTERM, and ends. Its log goes to the logger
-    ``workflow_results.sidecar``. Every flag of ``sidecar run`` can be given in
+    ``workflow_results.sidecar``, with each line's fields in the record's
+    ``sidecar_fields``. Every flag of ``sidecar run`` can be given in
     ``args``, or as a ``SIDECAR_…`` variable here or in ``env``.
 
     A forked worker (multiprocessing, gunicorn) uses the sidecar of the process
