@@ -375,17 +375,18 @@ time.sleep(600)
 """
 
 
-def parent(real: str, *args: str, code: str = PARENT, **options: Any) -> subprocess.Popen[str]:
+def parent(real: str, place: Path, *args: str, code: str = PARENT, **options: Any) -> subprocess.Popen[str]:
+    """Run a program that has a sidecar; one that is killed leaves its private directory in ``place``."""
     return subprocess.Popen(
         [sys.executable, "-c", code, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, _binary.VARIABLE: real}, **options,
+        env={**os.environ, _binary.VARIABLE: real, "TMPDIR": str(place)}, **options,
     )  # fmt: skip
 
 
 def test_a_killed_parent_lets_it_drain_and_end(make: Make, real: str, tmp_path: Path) -> None:
     """Kafka comes back only after the parent's death: what is published then, the drain has published."""
     broker = f"127.0.0.1:{free_port()}"
-    with parent(real, broker, str(tmp_path / "o"), str(uuid4())) as process:
+    with parent(real, tmp_path, broker, str(tmp_path / "o"), str(uuid4())) as process:
         assert process.stdout is not None
         assert process.stdin is not None
         pid = int(process.stdout.readline())
@@ -407,7 +408,7 @@ client = own.client()
 client.publish(correlation_id=sys.argv[2], workflow_id="w", workflow_run_id="r", result={})
 print(own.pid, own.socket_path)
 """
-    with parent(real, str(tmp_path / "o"), str(uuid4()), code=code) as process:
+    with parent(real, tmp_path, str(tmp_path / "o"), str(uuid4()), code=code) as process:
         assert process.stdout is not None
         pid, path = process.stdout.read().split()
     assert process.returncode == 0
@@ -430,7 +431,7 @@ with Sidecar(embedded_broker=True, data_dir=sys.argv[1]) as own:
         with own.client() as client:
             client.publish(correlation_id=sys.argv[2], workflow_id="w", workflow_run_id="r", result={})
 """
-    with parent(real, str(tmp_path / "o"), str(uuid4()), code=code, process_group=0) as process:
+    with parent(real, tmp_path, str(tmp_path / "o"), str(uuid4()), code=code, process_group=0) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         os.killpg(process.pid, signal.SIGINT)
@@ -464,7 +465,7 @@ def test_a_forked_worker_uses_the_parents(make: Make) -> None:
         assert publish(own).seq == 3
 
 
-def test_a_fork_that_exits_as_a_program_does_leaves_it_alone(real: str) -> None:
+def test_a_fork_that_exits_as_a_program_does_leaves_it_alone(real: str, tmp_path: Path) -> None:
     """sys.exit runs what atexit has, which the fork has from its parent."""
     code = """
 import os, sys
@@ -476,7 +477,7 @@ with Sidecar(embedded_broker=True, args=["--linger", "0s"]) as own:
     own.client(deadline=5).publish(correlation_id=sys.argv[1], workflow_id="w", workflow_run_id="r", result={})
     print("stored")
 """
-    with parent(real, str(uuid4()), code=code) as process:
+    with parent(real, tmp_path, str(uuid4()), code=code) as process:
         assert process.stdout is not None
         assert process.stdout.read() == "stored\n"
     assert process.returncode == 0
