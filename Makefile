@@ -40,7 +40,7 @@ demo: build $(VENV)/demo.stamp ## Show the whole way: LangGraph, socket, outbox,
 
 .PHONY: test
 test: need-test ## Run all tests, real Kafka included
-	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-curl lint; echo "all tests passed in $$((SECONDS - start)) s"
+	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-wheel test-curl lint; echo "all tests passed in $$((SECONDS - start)) s"
 
 .PHONY: test-unit
 test-unit: need-go ## Unit tests and fault injection with -race
