@@ -44,7 +44,7 @@ class Backfill:
         """Begin a round.
 
         Raises:
-            KafkaException: the brokers did not say where a time lies; try again.
+            KafkaException: the brokers did not say where a time lies or who leads a partition; try again.
         """
         queue = [waiter for waiter in self._queue if not waiter.future.done()]
         starts: Offsets = {}
@@ -56,9 +56,8 @@ class Backfill:
                 if start < until:
                     starts[partition] = min(start, starts.get(partition, start))
                     targets[partition] = max(until, targets.get(partition, until))
+        self._reader.assign(starts)
         self._queue, self._served, self._targets = [], queue, targets
-        if starts:
-            self._reader.assign(starts)
 
     def read(self, wait: float) -> list[Message]:
         """Read on. While there is nothing to read this serves the consumer's callbacks."""

@@ -202,7 +202,7 @@ class Hub:
             self._backfill.begin()
             self._troubles.pop("begin", None)
         except KafkaException as e:
-            self._tell("begin", f"where a time lies in the topic was asked in vain: {e.args[0]}")
+            self._tell("begin", f"what was published before could not be read yet: {e.args[0]}")
 
     def _match(self, records: list[Message], *, live: bool) -> None:
         self.records += len(records)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,9 @@ from workflow_results.topic import Offsets, TopicAdmin
 Position = dict[str, Any]
 
 MAX_REMEMBERED = 10_000
+RETRY_DELAY = 0.1  # seconds
+
+_FINAL = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION}
 
 
 def take(admin: TopicAdmin, topic: str, timeout: float) -> Position:
@@ -26,20 +30,32 @@ def take(admin: TopicAdmin, topic: str, timeout: float) -> Position:
     has no offsets, and is read from its start.
 
     Args:
-        timeout: seconds, for each of two questions.
+        timeout: seconds in which brokers that are away and leaders that move are asked again.
 
     Raises:
-        ResultStreamError: the brokers did not answer.
+        ResultStreamError: they did not answer, or do not let us ask.
     """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return _ask(admin, topic, max(deadline - time.monotonic(), 0.001))
+        except KafkaException as e:
+            admin.poll()
+            error = e.args[0]
+            if time.monotonic() + RETRY_DELAY >= deadline or error.code() in _FINAL:
+                told = f"{error} ({admin.last_error})" if admin.last_error else str(error)
+                raise ResultStreamError(topic, f"the ends of its partitions are unknown: {told}") from e
+        time.sleep(RETRY_DELAY)
+
+
+def _ask(admin: TopicAdmin, topic: str, timeout: float) -> Position:
     try:
         description = admin.describe(timeout).result()
-        ends = admin.high_watermarks([each.id for each in description.partitions], timeout)
     except KafkaException as e:
         if e.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return {"topic": topic, "topic_id": None, "offsets": {}}
-        admin.poll()
-        told = f"{e.args[0]} ({admin.last_error})" if admin.last_error else str(e.args[0])
-        raise ResultStreamError(topic, f"the ends of its partitions are unknown: {told}") from e
+        raise
+    ends = admin.high_watermarks([each.id for each in description.partitions], timeout)
     offsets = {str(partition): end for partition, end in ends.items()}
     return {"topic": topic, "topic_id": str(description.topic_id), "offsets": offsets}
 

@@ -10,6 +10,7 @@ from workflow_results.connection import Connection, ErrorCallback
 from workflow_results.topic import Offsets
 
 BATCH = 2000  # records taken at once
+METADATA_TIMEOUT = 3.0  # seconds
 
 
 class Reader:
@@ -42,14 +43,26 @@ class Reader:
         self._consumer = Consumer(connection.consumer(on_error, **{"fetch.wait.max.ms": int(fetch_wait * 1000)}))
 
     def assign(self, starts: Mapping[int, int]) -> None:
-        """Read these partitions from these offsets, and no others."""
+        """Read these partitions from these offsets, and no others.
+
+        Raises:
+            KafkaException: the brokers did not say who leads them.
+        """
+        if starts:  # else the consumer finds its leaders a second later
+            self._consumer.list_topics(self._topic, timeout=METADATA_TIMEOUT)
+        if starts or self.next:
+            self._consumer.assign(self._partitions(starts))
         self.next = dict(starts)
-        self._consumer.assign(self._partitions(starts))
 
     def add(self, starts: Mapping[int, int]) -> None:
-        """Read these partitions as well."""
-        self.next.update(starts)
+        """Read these partitions as well.
+
+        Raises:
+            KafkaException: the brokers did not say who leads them.
+        """
+        self._consumer.list_topics(self._topic, timeout=METADATA_TIMEOUT)
         self._consumer.incremental_assign(self._partitions(starts))
+        self.next.update(starts)
 
     def read(self, wait: float) -> list[Message]:
         """Return what has arrived, or what arrives first within ``wait`` seconds.
