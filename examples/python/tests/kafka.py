@@ -92,14 +92,17 @@ class Kafka:
         producer.begin_transaction()
         return producer
 
-    def publish(self, topic: str, *records: tuple[str | bytes | None, bytes], partition: int = -1) -> None:
+    def publish(
+        self, topic: str, *records: tuple[str | bytes | None, bytes], partition: int = -1, timestamp: int = 0
+    ) -> None:
         """Write (key, value) records and wait until the broker has them."""
         producer = self.producer()
         failed: list[Any] = []
         for key, value in records:
             producer.produce(
-                topic, value, key, partition=partition, on_delivery=lambda err, _: failed.append(err) if err else None
-            )
+                topic, value, key, partition, timestamp=timestamp,
+                on_delivery=lambda err, _: failed.append(err) if err else None,
+            )  # fmt: skip
         assert producer.flush(60) == 0
         assert not failed, failed[0]
 
@@ -235,3 +238,11 @@ class Background:
         if self._error is not None:
             raise self._error
         return self._value
+
+
+def eventually(condition: Any, timeout: float = 30) -> None:
+    """Wait for what no event tells of."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {timeout} s"
+        time.sleep(0.01)

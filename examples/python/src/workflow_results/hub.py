@@ -81,9 +81,12 @@ class Hub:
         with _lock:
             self._departures.append(waiter)
 
-    def stop(self, timeout: float) -> None:
-        """End the thread; whoever still waits gets a ResultStreamError."""
+    def stop(self) -> None:
+        """Tell the thread to end; whoever still waits gets a ResultStreamError."""
         self._stopping.set()
+
+    def join(self, timeout: float) -> None:
+        """Wait until the thread has ended and its consumers are closed."""
         self._thread.join(timeout)
 
     # All below runs in the hub's thread.
@@ -111,7 +114,7 @@ class Hub:
     def _turn(self) -> None:
         self._admin.poll()
         self._check_topic()
-        self._let_go()
+        self._come_and_go()
         self._admit()
         if self._backfill.owed:
             self._begin_backfill()
@@ -169,10 +172,17 @@ class Hub:
 
     # The waiters
 
-    def _admit(self) -> None:
-        with _lock:
+    def _come_and_go(self) -> None:
+        with _lock:  # both at once: nobody's departure may be seen before the arrival
             arrivals, self._arrivals = self._arrivals, []
+            departures, self._departures = self._departures, []
         self._joining += arrivals
+        for waiter in departures:
+            if waiter in self._joining:
+                self._joining.remove(waiter)
+            self._remove(waiter)
+
+    def _admit(self) -> None:
         if not self._joining or self._topic_id is None:
             return
         until = dict(self._live.next)  # one for all of them
@@ -181,14 +191,6 @@ class Hub:
             self._waiting.setdefault(waiter.key, []).append(waiter)
             self._backfill.add(waiter)
         self._joining = []
-
-    def _let_go(self) -> None:
-        with _lock:
-            departures, self._departures = self._departures, []
-        for waiter in departures:
-            if waiter in self._joining:
-                self._joining.remove(waiter)
-            self._remove(waiter)
 
     def _remove(self, waiter: Waiter) -> None:
         same = self._waiting.get(waiter.key, [])
@@ -312,7 +314,9 @@ def _stop_all() -> None:
     with _lock:
         hubs = list(_hubs.values())
     for hub in hubs:
-        hub.stop(timeout=5.0)
+        hub.stop()
+    for hub in hubs:
+        hub.join(timeout=5.0)
 
 
 # Held over a fork, so that a child never finds it taken by a thread that it does not have.
