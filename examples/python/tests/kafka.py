@@ -20,23 +20,35 @@ from uuid import UUID, uuid4
 
 import pytest
 from confluent_kafka import KafkaException, Producer
-from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    NewPartitions,
+    NewTopic,
+    ResourcePatternType,
+    ResourceType,
+)
 
 ROOT = Path(__file__).parents[3]
+MODULES = "org.apache.kafka.common.security"
+PASSWORD = "s3cret"  # of User:waiter and User:stranger
 READY_TIMEOUT = 120.0  # seconds, on a slow, busy machine
 
 
 class Kafka:
     """A broker whose data goes with it; it ends with this process, at the latest."""
 
-    def __init__(self, properties: list[str] | None = None) -> None:
+    def __init__(self) -> None:
         self._libs = _libs()
         self._directory = Path(tempfile.mkdtemp(prefix="wr-kafka-"))
-        broker, controller = _free_ports(2)
+        broker, secure, controller = _free_ports(3)
         self.addr = f"127.0.0.1:{broker}"
+        self.secure_addr = f"127.0.0.1:{secure}"  # with SASL, for those who may do only what ACLs say
         self._controller = f"127.0.0.1:{controller}"
         self._settings = self._directory / "server.properties"
-        self._settings.write_text("\n".join([*self._properties(), *(properties or []), ""]))
+        self._settings.write_text("\n".join([*self._properties(), ""]))
         self._log = self._directory / "log"
         self._process: subprocess.Popen[bytes] | None = None
         self._format()
@@ -81,6 +93,14 @@ class Kafka:
     def add_partitions(self, name: str, total: int) -> None:
         self.admin.create_partitions([NewPartitions(name, total)])[name].result(30)
 
+    def let_waiter_read(self, topic: str) -> None:
+        """Give User:waiter the right to read the topic, and none beside."""
+        rule = AclBinding(
+            ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:waiter", "*",
+            AclOperation.READ, AclPermissionType.ALLOW,
+        )  # fmt: skip
+        self.admin.create_acls([rule])[rule].result(30)
+
     def producer(self, **config: Any) -> Producer:
         given = {name.replace("_", "."): value for name, value in config.items()}
         return Producer({"bootstrap.servers": self.addr, "linger.ms": 0, "log_level": 2, **given})
@@ -111,9 +131,16 @@ class Kafka:
             "process.roles=broker,controller",
             "node.id=1",
             f"controller.quorum.voters=1@{self._controller}",
-            f"listeners=PLAINTEXT://{self.addr},CONTROLLER://{self._controller}",
-            f"advertised.listeners=PLAINTEXT://{self.addr}",
-            "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            f"listeners=PLAINTEXT://{self.addr},SECURE://{self.secure_addr},CONTROLLER://{self._controller}",
+            f"advertised.listeners=PLAINTEXT://{self.addr},SECURE://{self.secure_addr}",
+            "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_PLAINTEXT",
+            "listener.name.secure.sasl.enabled.mechanisms=PLAIN,OAUTHBEARER",
+            f"listener.name.secure.plain.sasl.jaas.config={MODULES}.plain.PlainLoginModule required"
+            f' user_waiter="{PASSWORD}" user_stranger="{PASSWORD}";',
+            f"listener.name.secure.oauthbearer.sasl.jaas.config={MODULES}.oauthbearer.OAuthBearerLoginModule required"
+            ' unsecuredLoginStringClaim_sub="broker";',
+            "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users=User:ANONYMOUS",
             "inter.broker.listener.name=PLAINTEXT",
             "controller.listener.names=CONTROLLER",
             f"log.dirs={self._directory / 'data'}",

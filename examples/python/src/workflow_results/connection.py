@@ -13,7 +13,7 @@ ErrorCallback = Callable[[KafkaError], None]
 
 _LOGGER = logging.getLogger("workflow_results.kafka")
 
-# What a given configuration may change.
+# What a given configuration may change, and what it may not (FORCED).
 _DEFAULTS = {
     "client.id": "workflow-results",
     "reconnect.backoff.max.ms": 2000,  # a broker that is back is found soon
@@ -23,7 +23,13 @@ _CONSUMER_DEFAULTS = {
     "queued.max.messages.kbytes": 8192,  # the most that is held in memory ahead of us
     "fetch.queue.backoff.ms": 10,  # a full queue is emptied within milliseconds, not within the default second
 }
-# What it may not: these make a reader that sees committed records only and leaves nothing behind on the brokers.
+_PRODUCER_DEFAULTS = {
+    "partitioner": "murmur2_random",  # a key goes where the clients of Java and Go would put it
+    "linger.ms": 0,
+    "topic.metadata.propagation.max.ms": 10_000,  # how long a topic may be missing; then it is told
+}
+_PRODUCER_FORCED = {"enable.idempotence": True, "acks": "all"}  # what is retried is not written twice
+# A reader that sees committed records only, and leaves nothing behind on the brokers.
 _CONSUMER_FORCED = {
     "isolation.level": "read_committed",
     "enable.auto.commit": False,
@@ -54,22 +60,26 @@ class Connection:
         """What tells configurations apart. It is good for as long as this connection lives: see `_hashable`."""
         return tuple(sorted((name, _hashable(value)) for name, value in self._config.items() if value is not None))
 
-    def client(self, on_error: ErrorCallback | None = None, **more: Any) -> dict[str, Any]:
-        """Complete the configuration of a producer or an admin client."""
-        return self._config | more | self._error_callback(on_error)
+    def admin(self, on_error: ErrorCallback) -> dict[str, Any]:
+        """Complete the configuration of an admin client."""
+        return self._config | self._error_callback(on_error)
+
+    def producer(self, on_error: ErrorCallback, **more: Any) -> dict[str, Any]:
+        """Complete the configuration of a producer."""
+        return _PRODUCER_DEFAULTS | self._config | _PRODUCER_FORCED | more | self._error_callback(on_error)
 
     def consumer(self, on_error: ErrorCallback, **more: Any) -> dict[str, Any]:
         """Complete the configuration of a consumer. Its group is never joined and nothing is committed to it."""
         group = {"group.id": f"workflow-results-{uuid4()}"}
         return _CONSUMER_DEFAULTS | self._config | _CONSUMER_FORCED | group | more | self._error_callback(on_error)
 
-    def _error_callback(self, ours: ErrorCallback | None) -> dict[str, Any]:
+    def _error_callback(self, ours: ErrorCallback) -> dict[str, Any]:
         theirs: ErrorCallback | None = self._config.get("error_cb")
-        called = [callback for callback in (ours, theirs) if callback is not None]
 
         def tell(error: KafkaError) -> None:
-            for callback in called:
-                callback(error)
+            ours(error)
+            if theirs is not None:
+                theirs(error)
 
         return {"error_cb": tell}
 

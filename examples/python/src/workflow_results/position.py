@@ -85,7 +85,7 @@ def remember(event_id: str, position: Position) -> None:
     """Keep the position of a trigger for the poller in the same process; the oldest of 10 000 goes."""
     with _lock:
         _remembered[event_id, position["topic"]] = position
-        if len(_remembered) > MAX_REMEMBERED:
+        while len(_remembered) > MAX_REMEMBERED:
             _remembered.popitem(last=False)
 
 

@@ -19,9 +19,6 @@ from workflow_results.topic import TopicAdmin
 
 DELIVERY_WAIT = 0.05  # seconds; another thread's poll may have served our callback
 
-# Idempotent: what is retried is not written twice. murmur2: a key goes where Java's and Go's clients would put it.
-_SETTINGS = {"enable.idempotence": True, "acks": "all", "partitioner": "murmur2_random", "linger.ms": 0}
-
 # Answers that mean for certain that nothing was written.
 _REFUSALS = {
     KafkaError._UNKNOWN_TOPIC,
@@ -180,8 +177,7 @@ class _Clients:
             client = self._by_timeout.get(timeout)
             if client is None:
                 millis = max(int(timeout * 1000), 1)
-                settings = {**_SETTINGS, "message.timeout.ms": millis}
-                client = Producer(self._connection.client(self._on_error, **settings))
+                client = Producer(self._connection.producer(self._on_error, **{"message.timeout.ms": millis}))
                 self._by_timeout[timeout] = client
             return client
 

@@ -24,7 +24,7 @@ class TopicAdmin:
         self.last_error: KafkaError | None = None  # of the client as a whole: a broker that is away, a refused login
         self._topic = topic
         self._on_error = on_error
-        self._client = AdminClient(connection.client(self._note))
+        self._client = AdminClient(connection.admin(self._note))
 
     def poll(self) -> None:
         """Serve the client's callbacks: errors, logs, tokens."""
