@@ -51,10 +51,11 @@ def read_backwards(kafka: Kafka, topic: str) -> None:
     """Look for a result that lies behind all the foreign ones."""
     i = uuid4()
     kafka.publish(topic, result(i))
+    base = memory()
     began, cpu = time.monotonic(), time.process_time()
     WorkflowResultPoller(kafka.addr, topic).poll_for_result(i, since=timedelta(hours=1))
     wall, cpu = time.monotonic() - began, time.process_time() - cpu
-    print(f"backfill: {RECORDS / wall:,.0f} foreign records/s ({RECORDS / cpu:,.0f} per second of CPU)")
+    print(f"backfill: {RECORDS / wall:,.0f} foreign records/s ({RECORDS / cpu:,.0f} per second of CPU), {memory() - base:+.1f} MiB")
 
 
 def read_live(kafka: Kafka, topic: str) -> None:
@@ -100,7 +101,6 @@ def main() -> None:
         fill(kafka, topic)
         read_backwards(kafka, topic)
         read_live(kafka, topic)
-        print(f"in memory at the end: {memory():.1f} MiB")
     finally:
         kafka.close()
 

@@ -10,6 +10,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from confluent_kafka import KafkaException
+from conftest import Sidecar
 from kafka import (
     Background,
     Kafka,
@@ -20,7 +22,7 @@ from kafka import (
     topic_fixture,
 )
 
-from workflow_results import hub
+from workflow_results import SidecarClient, hub
 from workflow_results.poller import AsyncWorkflowResultPoller, WorkflowResultPoller
 from workflow_results.result import ResultTimeout, WorkflowErrored, WorkflowFailed, WorkflowResult
 
@@ -58,6 +60,16 @@ def test_result_that_is_there_already(kafka: Kafka, poller: WorkflowResultPoller
     assert isinstance(found, WorkflowResult)
     assert found.result == {"n": 1}
     assert (found.topic, found.correlation_id, found.offset >= 0) == (poller.topic, str(i), True)
+
+
+def test_result_from_the_sidecar_and_its_embedded_broker(sidecar: Sidecar, client: SidecarClient) -> None:
+    i = uuid4()
+    poller = WorkflowResultPoller(sidecar.broker, timeout=30)
+    position = poller.mark()
+    wait = Background(poller.poll_for_result, i, "w", position=position)
+    client.publish(correlation_id=i, workflow_id="w", workflow_run_id="r", result={"a": [1, "é"]})
+    assert wait.outcome().result == {"a": [1, "é"]}
+    assert poller.poll_for_result(i, "w").result == {"a": [1, "é"]}
 
 
 def test_result_that_comes_during_the_wait(kafka: Kafka, poller: WorkflowResultPoller) -> None:
@@ -243,8 +255,6 @@ def test_topic_that_is_deleted_and_made_anew(kafka: Kafka, poller: WorkflowResul
 
 
 def made(kafka: Kafka, topic: str) -> bool:
-    from confluent_kafka import KafkaException
-
     try:
         kafka.create_topic(topic, 2)
     except KafkaException:  # the old one is still being deleted

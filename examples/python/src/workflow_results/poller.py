@@ -93,7 +93,7 @@ class WorkflowResultPoller(_Poller):
         nothing is read that was published before.
 
         Args:
-            timeout: seconds to wait for the brokers, for each of two questions.
+            timeout: seconds in which brokers that do not answer are asked again.
 
         Raises:
             ResultStreamError: they did not answer.

@@ -134,6 +134,7 @@ class ResultTimeout(ResultWaitError, TimeoutError):
         self, correlation_id: str, topic: str, waited: float, begin: str, records: int, trouble: str | None
     ) -> None:
         """Keep what an operator needs."""
+        # TimeoutError is an OSError, which would take two to five arguments for an errno and its text; these are six.
         super().__init__(correlation_id, topic, waited, begin, records, trouble)
         self.correlation_id = correlation_id
         self.topic = topic
