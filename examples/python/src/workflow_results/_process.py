@@ -5,19 +5,33 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+_handles: weakref.WeakSet[object] = weakref.WeakSet()
 
-def keep_forever(handle: object) -> None:
-    """Never let go of a parent's handle in its child.
 
-    To destroy one is to wait for its threads, which the child does not have:
-    the child would hang, at the latest when its interpreter ends.
+def keep_in_child(owner: object) -> None:
+    """Never let a child of a fork destroy the handle of librdkafka that ``owner`` owns.
+
+    To destroy one is to wait for its threads, which the child does not have: it
+    would hang or crash, be it that the garbage collector finds a forgotten one,
+    be it when the interpreter ends. What exists at a fork is kept for good in
+    the child; the parent destroys its own as ever.
     """
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
+    _handles.add(owner)
+
+
+def _keep() -> None:
+    for owner in list(_handles):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
+    _handles.clear()
+
+
+os.register_at_fork(after_in_child=_keep)
 
 
 class PerProcess(Generic[T]):
@@ -47,7 +61,6 @@ class PerProcess(Generic[T]):
 
     def _abandon_after_fork(self) -> None:
         if self._pid != os.getpid():
-            keep_forever(self._value)
             self._value = None
             self._lock = threading.Lock()  # another thread of the parent may have held it at the fork
             self._pid = os.getpid()

@@ -20,6 +20,7 @@ _DEFAULTS = {
     "log_level": 2,  # of librdkafka; what it would log of connections several times a second is told as trouble
 }
 _CONSUMER_DEFAULTS = {
+    "fetch.message.max.bytes": 262_144,  # of a partition at once, compressed; a larger record comes all the same
     "queued.max.messages.kbytes": 8192,  # the most that is held in memory ahead of us
     "fetch.queue.backoff.ms": 10,  # a full queue is emptied within milliseconds, not within the default second
 }

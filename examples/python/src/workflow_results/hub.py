@@ -19,7 +19,6 @@ from concurrent.futures import Future
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka.admin import TopicDescription  # type: ignore[attr-defined]
 
-from workflow_results._process import keep_forever
 from workflow_results.backfill import LOOKUP_TIMEOUT, Backfill
 from workflow_results.connection import Connection
 from workflow_results.reader import Reader
@@ -56,7 +55,7 @@ class Hub:
         self._check_at = 0.0
         self._idle_since = time.monotonic()
         self._stopping = threading.Event()
-        # Made in the thread; attributes, so that a child of a fork can keep them.
+        # Made in the thread.
         self._admin: TopicAdmin
         self._live: Reader
         self._backfill: Backfill
@@ -303,8 +302,6 @@ def join(connection: Connection, topic: str, waiter: Waiter) -> Hub:
 
 def _abandon_after_fork() -> None:
     """Leave the hubs to the parent: their threads are not in this child, which gets its own when it waits."""
-    for hub in _hubs.values():
-        keep_forever(hub)
     _hubs.clear()
     _lock.release()
 

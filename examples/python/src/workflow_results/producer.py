@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from workflow_results import position
-from workflow_results._process import PerProcess
+from workflow_results._process import PerProcess, keep_in_child
 from workflow_results.connection import Connection
 from workflow_results.events import EventType, WorkflowEvent, write_time
 from workflow_results.result import ResultStreamError, TriggerNotDelivered
@@ -166,6 +166,7 @@ class _Clients:
     """A client for each timeout: what it has not delivered by then, it never sends."""
 
     def __init__(self, connection: Connection) -> None:
+        keep_in_child(self)
         self._broken = False  # a fatal error: a client sends nothing any more
         self._connection = connection
         self._by_timeout: dict[float, Producer] = {}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from workflow_results._process import keep_in_child
 from workflow_results.connection import Connection, ErrorCallback
 from workflow_results.topic import Offsets
 
@@ -37,6 +38,7 @@ class Reader:
             fetch_wait: seconds that a broker with nothing to send holds a request. Other partitions are
                 asked for only when it has been answered.
         """
+        keep_in_child(self)
         self.next: Offsets = {}
         self._topic = topic
         self._on_read = on_read

@@ -9,6 +9,7 @@ from typing import Any
 from confluent_kafka import IsolationLevel, KafkaError, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription  # type: ignore[attr-defined]
 
+from workflow_results._process import keep_in_child
 from workflow_results.connection import Connection, ErrorCallback
 
 Offsets = dict[int, int]  # by partition
@@ -22,6 +23,7 @@ class TopicAdmin:
     def __init__(self, connection: Connection, topic: str, on_error: ErrorCallback | None = None) -> None:
         """Make the client; it connects by itself."""
         self.last_error: KafkaError | None = None  # of the client as a whole: a broker that is away, a refused login
+        keep_in_child(self)
         self._topic = topic
         self._on_error = on_error
         self._client = AdminClient(connection.admin(self._note))
