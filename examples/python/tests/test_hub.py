@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import textwrap
@@ -99,7 +100,7 @@ def test_configuration_that_no_client_can_be_made_of() -> None:
 
 
 def test_death_of_the_hub_reaches_every_waiter_and_the_next_gets_a_new_one(own_kafka: Kafka) -> None:
-    topic = own_kafka.create_topic("results")
+    topic = own_kafka.create_topic(f"results-{uuid4()}")
     deadly = threading.Event()
 
     def error_cb(error: KafkaError) -> None:
@@ -152,6 +153,25 @@ def test_child_of_a_fork_has_its_own_hub(kafka: Kafka, topic: str) -> None:
     kafka.publish(topic, result(i, 1), result(j, 2))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert wait.outcome().result == {"n": 1}
+
+
+def test_child_of_a_fork_may_collect_what_the_parent_forgot(kafka: Kafka, topic: str) -> None:
+    gc.collect()
+    gc.disable()  # so that the garbage is still there at the fork
+    try:
+        for _ in range(3):
+            WorkflowResultPoller(kafka.addr, topic).mark()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                signal.alarm(30)
+                gc.collect()
+                os._exit(0)
+            except BaseException:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        gc.enable()
 
 
 EXITING = """

@@ -263,7 +263,7 @@ def made(kafka: Kafka, topic: str) -> bool:
 
 
 def test_broker_that_stops_and_starts_during_the_wait(own_kafka: Kafka) -> None:
-    topic = own_kafka.create_topic("results", 2)
+    topic = own_kafka.create_topic(f"results-{uuid4()}", 2)
     poller = WorkflowResultPoller(own_kafka.addr, topic, 90)
     i, j = uuid4(), uuid4()
     (wait,) = waiting(poller, i)

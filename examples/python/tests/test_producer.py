@@ -132,7 +132,7 @@ def test_no_broker(topic: str) -> None:
 
 def test_broker_that_is_lost_between_arming_and_sending(own_kafka: Kafka) -> None:
     """It is not sent later either: the broker that is back has nothing."""
-    results, triggers = own_kafka.create_topic("results"), own_kafka.create_topic("triggers")
+    results, triggers = own_kafka.create_topic(f"results-{uuid4()}"), own_kafka.create_topic("triggers")
     i = uuid4()
     with WorkflowEventProducer(own_kafka.addr, triggers, results) as producer:
         trigger(producer, timeout=2)
