@@ -1,4 +1,4 @@
-"""The real sidecar, with an embedded broker, for the tests."""
+"""The real sidecar, with an embedded broker, and servers that misbehave."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from broken_server import BrokenServer, Step
+from drivers import DRIVERS, Driver
 
 from workflow_results import SidecarClient
 
@@ -21,6 +24,10 @@ class Sidecar:
     broker: str
     directory: Path
     process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        assert self.process.wait(30) == 0
 
 
 def start(directory: Path) -> Sidecar:
@@ -47,11 +54,39 @@ def sidecar() -> Iterator[Sidecar]:
     with tempfile.TemporaryDirectory(prefix="wr") as directory:
         running = start(Path(directory))
         yield running
-        running.process.terminate()
-        assert running.process.wait(30) == 0
+        running.stop()
 
 
 @pytest.fixture
 def client(sidecar: Sidecar) -> Iterator[SidecarClient]:
     with SidecarClient(sidecar.socket) as made:
         yield made
+
+
+@pytest.fixture(params=DRIVERS.values(), ids=DRIVERS.keys())
+def kind(request: pytest.FixtureRequest) -> type[Driver]:
+    return request.param
+
+
+@pytest.fixture
+def driver(kind: type[Driver], sidecar: Sidecar) -> Iterator[Driver]:
+    """A client of the real sidecar."""
+    made = kind(sidecar.socket)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def broken(kind: type[Driver], tmp_path: Path) -> Iterator[Callable[..., tuple[Driver, BrokenServer]]]:
+    """Make a client and the server that misbehaves to it by the given steps."""
+    made: list[Any] = []
+
+    def make(*steps: Step, **options: Any) -> tuple[Driver, BrokenServer]:
+        server = BrokenServer(tmp_path / "b", *steps)
+        driver = kind(str(tmp_path / "b"), **{"deadline": 10, **options})
+        made.extend((driver, server))
+        return driver, server
+
+    yield make
+    for one in made:
+        one.close()

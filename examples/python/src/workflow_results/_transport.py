@@ -1,141 +1,156 @@
-"""HTTP/1.1 over a Unix socket with kept connections, on the standard library."""
+"""Kept connections to a Unix socket, and the exchange that blocks on one of them."""
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import os
 import socket
 import threading
-from dataclasses import dataclass
+import time
 
-MAX_PATH_BYTES = 107  # sun_path on Linux without its closing NUL, unix(7)
+from workflow_results._http import AnswerParser, BrokenAnswer, Request, Response
 
-
-class UnixConnection(http.client.HTTPConnection):
-    """An HTTP connection to a Unix socket."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        """Prepare a connection; it is made with the first request."""
-        super().__init__("sidecar", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the socket's path."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(self.timeout)
-        try:
-            sock.connect(self._path)
-        except BaseException:
-            sock.close()
-            raise
-        self.sock = sock
+RECEIVE_BYTES = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A whole answer."""
-
-    status: int
-    retry_after: float | None  # seconds
-    body: bytes
+class StaleConnection(Exception):
+    """A kept connection ended before a byte of the answer: most likely the sidecar was restarted."""
 
 
-class Transport:
-    """A pool of connections to one socket; thread-safe and fork-safe.
+class Pool:
+    """Idle connections to one socket, none of them in anybody's hands. Thread-safe and fork-safe.
 
-    A connection is used by one thread at a time. After a fork the child starts
-    with an empty pool: two processes must not talk on one connection.
+    After a fork the child starts with an empty pool: two processes must not talk
+    on one connection. No connection belongs to an event loop while it is here.
     """
 
     def __init__(self, path: str, max_idle: int = 8) -> None:
         """Take the socket's path; nothing is opened yet."""
-        if len(os.fsencode(path)) > MAX_PATH_BYTES:
-            raise ValueError(
-                f"the socket path has {len(os.fsencode(path))} bytes, the system allows {MAX_PATH_BYTES}: {path}"
-            )
         self.path = path
         self._max_idle = max_idle
         self._lock = threading.Lock()
-        self._idle: list[UnixConnection] = []
+        self._idle: list[socket.socket] = []
         self._pid = os.getpid()
 
-    def request(
-        self, method: str, target: str, body: bytes | None, headers: dict[str, str], timeout: float
-    ) -> Response:
-        """Send one request and read the whole answer.
+    def take(self) -> socket.socket | None:
+        """Return an idle connection, in non-blocking mode, if there is one that still stands."""
+        self._forget_after_fork()
+        while True:
+            with self._lock:
+                sock = self._idle.pop() if self._idle else None
+            if sock is None or _stands(sock):
+                return sock
+            sock.close()
+
+    def connect(self) -> socket.socket:
+        """Open a connection, in non-blocking mode. On a Unix socket that is done at once or fails at once.
 
         Raises:
-            OSError, http.client.HTTPException: whatever broke; the request may
-                or may not have been carried out.
+            OSError: nobody listens, or more wait to be let in than the system allows.
         """
-        conn = self._take(timeout)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            hung_up = _send(conn, method, target, body, headers)
-            answer = conn.getresponse()
-            data = answer.read()
-            response = Response(answer.status, _seconds(answer.getheader("Retry-After")), data)
-            reusable = not (answer.will_close or hung_up)
+            sock.setblocking(False)
+            sock.connect(self.path)
         except BaseException:
-            conn.close()
+            sock.close()
             raise
-        if reusable:
-            self._give_back(conn)
-        else:
-            conn.close()
-        return response
+        return sock
+
+    def give_back(self, sock: socket.socket) -> None:
+        """Keep a connection on which nothing is under way."""
+        self._forget_after_fork()
+        with self._lock:
+            if len(self._idle) < self._max_idle:
+                self._idle.append(sock)
+                return
+        sock.close()
 
     def close(self) -> None:
-        """Close the idle connections; a later request opens a new one."""
+        """Close the idle connections."""
         self._forget_after_fork()
         with self._lock:
             idle, self._idle = self._idle, []
-        for conn in idle:
-            conn.close()
-
-    def _take(self, timeout: float) -> UnixConnection:
-        self._forget_after_fork()
-        with self._lock:
-            conn = self._idle.pop() if self._idle else None
-        if conn is None:
-            return UnixConnection(self.path, timeout)
-        conn.timeout = timeout
-        if conn.sock is not None:
-            conn.sock.settimeout(timeout)
-        return conn
-
-    def _give_back(self, conn: UnixConnection) -> None:
-        with self._lock:
-            if len(self._idle) < self._max_idle:
-                self._idle.append(conn)
-                return
-        conn.close()
+        for sock in idle:
+            sock.close()
 
     def _forget_after_fork(self) -> None:
         if self._pid != os.getpid():
             self._lock = threading.Lock()  # the parent's may have been held at the fork
+            for sock in self._idle:
+                sock.close()  # our descriptor alone: the parent's connection goes on
             self._idle = []
             self._pid = os.getpid()
 
 
-def _send(conn: UnixConnection, method: str, target: str, body: bytes | None, headers: dict[str, str]) -> bool:
-    """Send the request; True if the server stopped listening on the way.
-
-    It answers a body that is too large before it has read it, and hangs up: the
-    answer is there to be read all the same.
-    """
-    conn.putrequest(method, target, skip_accept_encoding=True)
-    for name, value in headers.items():
-        conn.putheader(name, value)
-    if body is not None:
-        conn.putheader("Content-Length", str(len(body)))
-    conn.endheaders()
+def _stands(sock: socket.socket) -> bool:
+    """Tell whether an idle connection is open, with nothing to be read: nothing was asked on it."""
+    sock.setblocking(False)
     try:
-        if body is not None:
-            conn.send(body)
-    except (BrokenPipeError, ConnectionResetError):
+        sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
         return True
+    except OSError:
+        return False
     return False
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    return float(retry_after) if retry_after and retry_after.isdigit() else None
+def is_stale(error: BaseException, kept: bool, parser: AnswerParser) -> bool:
+    """Tell whether a failed exchange says no more than that its connection was an old one."""
+    return kept and not parser.begun and isinstance(error, (ConnectionError, BrokenAnswer))
+
+
+class Transport:
+    """Requests that block, on kept connections; thread-safe and fork-safe."""
+
+    def __init__(self, path: str) -> None:
+        """Take the socket's path; nothing is opened yet."""
+        self.pool = Pool(path)
+
+    def request(self, request: Request, timeout: float) -> Response:
+        """Send one request and read the whole answer, both within ``timeout`` seconds.
+
+        Raises:
+            OSError, BrokenAnswer: whatever broke; the request may or may not
+                have been carried out.
+        """
+        by = time.monotonic() + timeout
+        try:
+            return self._attempt(request, by, self.pool.take())
+        except StaleConnection:
+            self.pool.close()  # the others are as old
+            return self._attempt(request, by, None)
+
+    def _attempt(self, request: Request, by: float, kept: socket.socket | None) -> Response:
+        sock = self.pool.connect() if kept is None else kept
+        parser = AnswerParser()
+        try:
+            response = _exchange(sock, bytes(request), parser, by)
+        except BaseException as e:
+            sock.close()
+            if is_stale(e, kept is not None, parser):
+                raise StaleConnection from e
+            raise
+        if response.keep:
+            self.pool.give_back(sock)
+        else:
+            sock.close()
+        return response
+
+
+def _exchange(sock: socket.socket, data: bytes, parser: AnswerParser, by: float) -> Response:
+    sock.settimeout(_left(by))
+    # A body that is too large is answered before all of it is read: the answer is there all the same.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        sock.sendall(data)
+    while True:
+        sock.settimeout(_left(by))
+        if (response := parser.feed(sock.recv(RECEIVE_BYTES))) is not None:
+            return response
+
+
+def _left(by: float) -> float:
+    """Seconds until then; never 0, which would mean not to wait at all."""
+    if (left := by - time.monotonic()) <= 0:
+        raise TimeoutError("no answer in time")
+    return left

@@ -1,47 +1,24 @@
-"""The synchronous client of the sidecar."""
+"""The client that blocks."""
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
-import random
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, Self
-from uuid import UUID, uuid4
+from typing import Any, Self
+from uuid import UUID
 
-from workflow_results._transport import Response, Transport
+from workflow_results import _protocol
+from workflow_results._http import Request, Response
+from workflow_results._protocol import DEFAULT_SOCKET, Status
+from workflow_results._transport import Transport
 from workflow_results.encoding import Dumps, dumps
-from workflow_results.errors import ResultRejected, SidecarError, SidecarUnavailable, rejection
+from workflow_results.errors import ResultRejected
+from workflow_results.receipt import Receipt
 
-DEFAULT_SOCKET = "/run/workflow-results/sidecar.sock"
-Status = Literal["success", "failure", "error"]
-
-_FIRST_BACKOFF = 0.05  # seconds
-_MAX_BACKOFF = 2.0
-_ANSWER_TIMEOUT = 30.0  # of one attempt, beside any wait for publication
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """The sidecar's answer: the result is on its disk.
-
-    ``state`` is ``pending`` or ``published`` (or ``parked``, with ``reason``).
-    ``topic``, ``partition`` and ``offset`` are known once it is published.
-    """
-
-    event_id: str
-    seq: int
-    state: str
-    duplicate: bool
-    topic: str | None = None
-    partition: int | None = None
-    offset: int | None = None
-    reason: str | None = None
+__all__ = ["DEFAULT_SOCKET", "Receipt", "SidecarClient", "Status"]
 
 
 class SidecarClient:
@@ -53,18 +30,25 @@ class SidecarClient:
     Args:
         socket_path: the sidecar's Unix socket; default ``$SIDECAR_SOCKET``.
         deadline: seconds after which a call gives up.
+        attempt_timeout: seconds after which one attempt is given up and the
+            next one made, beside any wait for publication.
         dumps: writes JSON in place of this package's own encoding.
 
     Raises:
         ValueError: the path is longer than the system allows (107 bytes).
     """
 
-    def __init__(self, socket_path: str | None = None, *, deadline: float = 30.0, dumps: Dumps = dumps) -> None:
+    def __init__(
+        self,
+        socket_path: str | os.PathLike[str] | None = None,
+        *,
+        deadline: float = 30.0,
+        attempt_timeout: float = 10.0,
+        dumps: Dumps = dumps,
+    ) -> None:
         """Remember where the sidecar is; nothing is opened yet."""
-        path = socket_path or os.environ.get("SIDECAR_SOCKET") or DEFAULT_SOCKET
-        self._transport = Transport(os.fspath(path))
-        self._deadline = deadline
-        self._dumps = dumps
+        self._settings = _protocol.Settings.of(socket_path, deadline, attempt_timeout, dumps)
+        self._transport = Transport(self._settings.path)
 
     def publish(
         self,
@@ -85,6 +69,8 @@ class SidecarClient:
 
         Args:
             correlation_id: the event ID of the trigger.
+            workflow_id: which workflow this is a result of.
+            workflow_run_id: which run of it.
             result: becomes a JSON object; required for ``success``.
             status: ``failure``: the workflow decided so; ``error``: it broke.
             error: what broke; required for ``error``.
@@ -97,33 +83,23 @@ class SidecarClient:
         Raises:
             ResultRejected: it will never be accepted as it is (422, 409, 413, …).
             SidecarUnavailable: no settling answer before the deadline.
+            SidecarError: the answer is none of a sidecar.
             TypeError, ValueError: the result cannot be written as JSON.
         """
-        event: dict[str, Any] = {
-            "event_id": str(event_id or uuid4()),
-            "correlation_id": str(correlation_id),
-            "workflow_id": workflow_id,
-            "workflow_run_id": workflow_run_id,
-            "status": status,
-            "error": error,
-        }
-        if result is not None:
-            event["result"] = result
-        if timestamp is not None:
-            event["timestamp"] = timestamp.isoformat()
-        headers = {"Content-Type": "application/json"}
-        if traceparent:
-            headers["traceparent"] = traceparent
-        response = self._settle(
-            "POST",
-            "/v1/results" + _wait(wait_published),
-            self._encode(event),
-            headers,
-            wait_published,
-            deadline,
-            event["event_id"],
+        request = _protocol.publish_request(
+            self._settings,
+            correlation_id=correlation_id,
+            workflow_id=workflow_id,
+            workflow_run_id=workflow_run_id,
+            result=result,
+            status=status,
+            error=error,
+            event_id=event_id,
+            timestamp=timestamp,
+            wait_published=wait_published,
+            traceparent=traceparent,
         )
-        return _receipt(_document(response))
+        return _protocol.receipt(self._settle(request, _protocol.by_deadline(self._settings, deadline)))
 
     def publish_many(
         self,
@@ -137,59 +113,32 @@ class SidecarClient:
         Args:
             events: each with the fields of an event (as ``publish`` names them);
                 an ``event_id`` is made where there is none.
+            wait_published: seconds to wait until Kafka has them.
+            deadline: seconds after which to give up.
 
         Returns:
             For each event, in order, its receipt or why it was rejected.
 
         Raises:
-            SidecarUnavailable: no settling answer before the deadline.
+            SidecarUnavailable: no settling answer for all of them before the deadline.
+            ResultRejected: the batch as a whole is refused, as too large for one.
+            SidecarError: the answer is none of a sidecar.
+            TypeError, ValueError: a result cannot be written as JSON; none was sent.
         """
-        lines = [self._encode({"event_id": str(uuid4()), **event}) for event in events]
-        if not lines:
-            return []
-        by_deadline = time.monotonic() + (self._deadline if deadline is None else deadline)
-        outcomes: dict[int, Receipt | ResultRejected] = {}
-        pending = list(range(len(lines)))
-        attempts = 0
-        while True:
-            attempts += 1
-            body = b"\n".join(lines[i] for i in pending)
-            left = max(by_deadline - time.monotonic(), 0.001)
-            response = self._settle(
-                "POST",
-                "/v1/results:batch" + _wait(wait_published),
-                body,
-                {"Content-Type": "application/x-ndjson"},
-                wait_published,
-                left,
-            )
-            answers = [json.loads(text) for text in response.body.splitlines()]
-            if len(answers) != len(pending):
-                raise SidecarError(f"the sidecar answered {len(answers)} lines for {len(pending)}")
-            again = []
-            for i, answer in zip(pending, answers, strict=True):
-                if answer["status"] < 300:
-                    outcomes[i] = _receipt(answer)
-                elif answer["status"] < 500:
-                    outcomes[i] = rejection(answer["status"], answer["problem"])
-                else:  # the outbox was full, for this line: again with the same event_id
-                    again.append(i)
-                    cause = str(answer["problem"].get("detail", answer["status"]))
-            if not again:
-                return [outcomes[i] for i in range(len(lines))]
-            pending = again
-            if not _sleep_before(by_deadline, _backoff(attempts)):
-                raise SidecarUnavailable(
-                    self._transport.path, attempts, f"{len(pending)} of {len(lines)} results: {cause}"
-                )
+        by = _protocol.by_deadline(self._settings, deadline)
+        batch = _protocol.Batch(self._settings, events, wait_published, by)
+        while (request := batch.request()) is not None:
+            time.sleep(batch.take(self._settle(request, by)))
+        return batch.outcomes()
 
     def get(self, event_id: str | UUID) -> dict[str, Any]:
         """Tell what the sidecar knows of a result.
 
         Raises:
             ResultRejected: with status 404, it knows nothing of it.
+            SidecarUnavailable: no settling answer before the deadline.
         """
-        return _document(self._settle("GET", f"/v1/results/{event_id}", None, {}, None, None))
+        return self._document(_protocol.get_request(event_id))
 
     def list(
         self,
@@ -199,22 +148,16 @@ class SidecarClient:
         after: int = 0,
         limit: int = 100,
     ) -> list[dict[str, Any]]:
-        """List results in the order of their publication, one page."""
-        query = f"?after={after}&limit={limit}"
-        if correlation_id is not None:
-            query += f"&correlation_id={correlation_id}"
-        if state is not None:
-            query += f"&state={state}"
-        page = _document(self._settle("GET", "/v1/results" + query, None, {}, None, None))
-        return list(page["results"])
+        """List results in the order of their publication, one page: ``limit`` of those with a seq above ``after``."""
+        return list(self._document(_protocol.list_request(correlation_id, state, after, limit))["results"])
 
     def status(self) -> dict[str, Any]:
         """Return the sidecar's own account of itself."""
-        return _document(self._settle("GET", "/v1/status", None, {}, None, None))
+        return self._document(_protocol.status_request())
 
     def close(self) -> None:
-        """Close the kept connections."""
-        self._transport.close()
+        """Close the kept connections; a later call opens a new one."""
+        self._transport.pool.close()
 
     def __enter__(self) -> Self:
         """Return the client itself."""
@@ -226,85 +169,20 @@ class SidecarClient:
         """Close the kept connections."""
         self.close()
 
-    def _encode(self, event: Mapping[str, Any]) -> bytes:
-        text = self._dumps(event)
-        return text if isinstance(text, bytes) else text.encode()
+    def _document(self, request: Request) -> dict[str, Any]:
+        return _protocol.document(self._settle(request, _protocol.by_deadline(self._settings, None)))
 
-    def _settle(
-        self,
-        method: str,
-        target: str,
-        body: bytes | None,
-        headers: dict[str, str],
-        wait: float | None,
-        deadline: float | None,
-        event_id: str | None = None,
-    ) -> Response:
-        """Repeat a request until an answer settles it: 2xx, or 4xx other than 429."""
-        by = time.monotonic() + (self._deadline if deadline is None else deadline)
-        attempts = 0
+    def _settle(self, request: Request, by: float) -> Response:
+        """Repeat a request until an answer settles it."""
+        course = _protocol.Course(self._settings, request, by)
         while True:
-            attempts += 1
-            pause = _backoff(attempts)
             try:
-                timeout = min(_ANSWER_TIMEOUT, max(by - time.monotonic(), 0.1)) + (wait or 0)
-                response = self._transport.request(method, target, body, headers, timeout)
-            except (OSError, http.client.HTTPException) as e:
-                cause = f"{type(e).__name__}: {e}"
+                response = self._transport.request(request, course.begin())
+            except _protocol.TROUBLE as e:
+                pause = course.broke(e)
             else:
-                if response.status < 300:
+                judged = course.judge(response)
+                if judged is None:
                     return response
-                problem = _problem(response)
-                if response.status < 500 and response.status != 429:
-                    raise rejection(response.status, problem)
-                cause = f"{response.status} {problem.get('detail') or problem.get('title')}"
-                if response.retry_after is not None:
-                    pause = response.retry_after
-            if not _sleep_before(by, pause):
-                raise SidecarUnavailable(self._transport.path, attempts, cause, event_id)
-
-
-def _backoff(attempts: int) -> float:
-    """Seconds before the next attempt: the first comes at once (a stale connection), then doubling with jitter."""
-    if attempts == 1:
-        return 0.0
-    return float(min(_FIRST_BACKOFF * 2 ** min(attempts, 10), _MAX_BACKOFF) * random.uniform(0.5, 1.0))
-
-
-def _sleep_before(by: float, pause: float) -> bool:
-    """Sleep, unless the deadline comes first."""
-    if time.monotonic() + pause >= by:
-        return False
-    time.sleep(pause)
-    return True
-
-
-def _wait(seconds: float | None) -> str:
-    return "" if seconds is None else f"?wait=published&timeout={max(int(seconds * 1000), 1)}ms"
-
-
-def _document(response: Response) -> dict[str, Any]:
-    document = json.loads(response.body)
-    if not isinstance(document, dict):
-        raise SidecarError(f"the sidecar answered {response.status} with something that is no JSON object")
-    return document
-
-
-def _problem(response: Response) -> dict[str, Any]:
-    try:
-        return _document(response)
-    except ValueError:
-        return {"title": http.client.responses.get(response.status, "")}
-
-
-def _receipt(answer: Mapping[str, Any]) -> Receipt:
-    return Receipt(
-        event_id=answer["event_id"],
-        seq=answer["seq"],
-        state=answer["state"],
-        duplicate=answer["duplicate"],
-        topic=answer.get("topic"),
-        partition=answer.get("partition"),
-        offset=answer.get("offset"),
-        reason=answer.get("reason"),
-    )
+                pause = judged
+            time.sleep(pause)

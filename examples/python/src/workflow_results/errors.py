@@ -7,7 +7,11 @@ from typing import Any
 
 
 class SidecarError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    It is raised itself when an answer is none of a sidecar. As with
+    ``SidecarUnavailable``, the result may or may not be held.
+    """
 
 
 class SidecarUnavailable(SidecarError):
@@ -31,7 +35,7 @@ class SidecarUnavailable(SidecarError):
 
 
 class ResultRejected(SidecarError):
-    """The sidecar refuses the request, and would refuse it again (HTTP 4xx)."""
+    """The sidecar refuses the request, and would refuse it again (HTTP 4xx other than 408 and 429)."""
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         """Take the HTTP status and the problem document (RFC 9457)."""
