@@ -16,6 +16,12 @@ from drivers import about
 from workflow_results import SidecarUnavailable
 from workflow_results.aio import AsyncSidecarClient
 
+# A connection that is dropped without being closed is found by these.
+pytestmark = [
+    pytest.mark.filterwarnings("error::ResourceWarning"),
+    pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning"),
+]
+
 
 def test_a_cancelled_call_leaves_no_half_answer(tmp_path: Path) -> None:
     """The first answer comes half; its connection must not serve the second call."""

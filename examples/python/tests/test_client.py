@@ -140,6 +140,44 @@ def test_a_restart_goes_unnoticed(kind: type[Driver]) -> None:
         running.stop()
 
 
+def test_killed_again_and_again(kind: type[Driver]) -> None:
+    """Whatever the moment at which the sidecar dies: each result is held once, and none is lost."""
+    with tempfile.TemporaryDirectory(prefix="wr") as directory:
+        running = start(Path(directory))
+        driver = kind(running.socket)
+        ids: list[str] = []
+        over = threading.Event()
+
+        def publish() -> None:
+            while not over.is_set():
+                ids.extend(receipt.event_id for receipt in driver.publish_at_once([about(result={})] * 4))
+
+        with ThreadPoolExecutor(1) as threads:
+            publishing = threads.submit(publish)
+            for _ in range(3):
+                before = len(ids)
+                while len(ids) < before + 20 and not publishing.done():
+                    over.wait(0.01)
+                running.process.kill()
+                running.process.wait(30)
+                running = start(Path(directory))
+            over.set()
+            publishing.result(30)
+        assert len(ids) >= 60
+        held = [entry["event_id"] for entry in pages(driver)]
+        assert sorted(held) == sorted(ids)
+        driver.close()
+        running.stop()
+
+
+def pages(driver: Driver) -> list[dict[str, object]]:
+    """Return all that is held."""
+    entries: list[dict[str, object]] = []
+    while page := driver.call("list", after=entries[-1]["seq"] if entries else 0, limit=1000):
+        entries.extend(page)
+    return entries
+
+
 def test_fork_makes_its_own_connections(driver: Driver) -> None:
     driver.call("status")  # an idle connection that the child must not use
     pool = driver.client._transport.pool

@@ -98,17 +98,26 @@ def test_an_answer_that_drips_is_given_up(broken: Make) -> None:
 
 def test_old_connections_cost_nothing(broken: Make) -> None:
     """A restart under eight idle connections: one of them fails, and the answer comes at once on a new one."""
-    barrier = threading.Barrier(8)
+    old, new = threading.Barrier(8), threading.Barrier(8)
 
     def together(_: int) -> bytes:
-        barrier.wait(10)
+        old.wait(10)
         return http(201, CREATED)
 
-    driver, server = broken(*[together] * 8, *[lambda n: None if n <= 8 else http(201, CREATED)] * 9, deadline=10)
+    def restarted(number: int) -> bytes | None:
+        if number <= 8:
+            return None
+        if len(server.bodies) > 10:
+            new.wait(10)
+        return http(201, CREATED)
+
+    driver, server = broken(*[together] * 8, *[restarted] * 20)
     driver.publish_at_once([about(result={}) for _ in range(8)])
     assert driver.call("publish", **about(result={})).seq == 1
     assert (len(server.bodies), server.connections) == (10, 9)
     assert server.bodies[8] == server.bodies[9]
+    driver.publish_at_once([about(result={}) for _ in range(8)])  # none of them meets an old one
+    assert (len(server.bodies), server.connections) == (18, 16)
 
 
 def test_an_old_connection_is_no_attempt(broken: Make) -> None:
@@ -119,10 +128,28 @@ def test_an_old_connection_is_no_attempt(broken: Make) -> None:
     assert len(server.bodies) == 3
 
 
+def test_half_an_answer_on_an_old_connection_is_an_attempt(broken: Make) -> None:
+    driver, server = broken(
+        http(201, CREATED), b"HTTP/1.1 201 hang up", http(503, b'{"detail":"busy"}', "Retry-After: 3600")
+    )
+    driver.call("publish", **about(result={}))
+    with pytest.raises(SidecarUnavailable, match=r"in 2 attempts.*busy"):
+        driver.call("publish", **about(result={}))
+    assert len(server.bodies) == 3
+
+
 def test_an_answer_nobody_asked_for_is_not_taken(broken: Make) -> None:
     """What a kept connection has brought unasked belongs to no request."""
     driver, server = broken(http(201, CREATED) + http(400, b"{}"), http(201, CREATED))
     driver.call("publish", **about(result={}))
+    assert driver.call("publish", **about(result={})).seq == 1
+    assert server.connections == 2
+
+
+def test_an_answer_that_comes_unasked_is_not_taken(broken: Make) -> None:
+    driver, server = broken(*[http(201, CREATED)] * 2)
+    driver.call("publish", **about(result={}))
+    server.send(1, http(400, b"{}"))
     assert driver.call("publish", **about(result={})).seq == 1
     assert server.connections == 2
 

@@ -250,13 +250,6 @@ def test_a_breakpoint_after_the_last_node(run: Runner, sent: Sent, sidecar: Side
     assert sent.published(sidecar)["result"] == {"total": 1}
 
 
-def test_a_run_from_an_older_checkpoint_is_no_interrupt(run: Runner, sent: Sent) -> None:
-    graph, config = build(pay, pay, checkpointer=InMemorySaver()), thread()
-    graph.invoke({}, config)
-    older = next(state.config for state in graph.get_state_history(config) if state.next == ("n1",))
-    assert run(graph, None, older, **sent.about).status == "success"
-
-
 class Elsewhere:
     """A graph that runs in another process, as far as its caller can see: no handler is called back."""
 
@@ -277,6 +270,18 @@ class Elsewhere:
 
     async def aget_state(self, config: RunnableConfig) -> Any:
         return await self.graph.aget_state(self._without(config))
+
+
+@pytest.mark.parametrize("wrap", [lambda graph: graph, Elsewhere], ids=["here", "elsewhere"])
+def test_a_run_from_an_older_checkpoint_is_no_interrupt(run: Runner, sent: Sent, wrap: Callable[[Any], Any]) -> None:
+    graph, config = build(pay, pay, checkpointer=InMemorySaver()), thread()
+    graph.invoke({}, config)
+    older = next(state.config for state in graph.get_state_history(config) if state.next == ("n1",))
+    assert run(wrap(graph), None, older, **sent.about).status == "success"
+
+
+def test_a_thread_without_a_checkpointer(run: Runner, sent: Sent) -> None:
+    assert run(build(pay), {}, thread(), **sent.about).status == "success"
 
 
 @pytest.mark.parametrize("nodes", [(pay, ask), (pay, pay)], ids=["interrupt", "breakpoint"])
@@ -657,10 +662,10 @@ def test_handler_sees_parts_as_parts(way: Way, sent: Sent, sidecar: Sidecar) -> 
     def calls(state: State, config: RunnableConfig) -> State:
         total = inner.invoke(RunnableLambda(lambda s: s).invoke(state, config), config)["total"]
         paused.invoke({}, thread())
-        return {"total": pay_more.invoke({"total": total}, config)}
+        return {"total": pay_more.invoke({"total": total}, config) + 10}
 
     way(build(inner, calls), {}, handled(sent))
-    assert sent.published(sidecar)["result"] == {"total": 3}
+    assert sent.published(sidecar)["result"] == {"total": 13}
     assert len(sent.held()) == 1
 
 
@@ -746,7 +751,9 @@ def test_handler_drained(way: Way, sent: Sent) -> None:
     assert sent.held() == []
 
 
-def test_handler_errors_reach_the_caller(way: Way, sent: Sent, tmp_path: Path) -> None:
+def test_handler_errors_reach_the_caller(
+    way: Way, sent: Sent, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with SidecarClient(tmp_path / "nowhere", deadline=0.2) as away:
         handler = ResultCallbackHandler(away, **sent.about)
         with pytest.raises(SidecarUnavailable):
@@ -756,6 +763,8 @@ def test_handler_errors_reach_the_caller(way: Way, sent: Sent, tmp_path: Path) -
     with pytest.raises(KeyError):
         way(build(pay), {}, handled(sent, generation=1, select=lambda state: state["missing"]))
     assert sent.statuses() == ["error", "error"]
+    # LangGraph tells the handler of its own errors: they are no second result.
+    assert [record for record in caplog.records if record.name == "workflow_results"] == []
 
 
 def test_handler_without_a_correlation_id(way: Way, sent: Sent) -> None:

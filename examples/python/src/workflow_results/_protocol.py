@@ -133,7 +133,7 @@ def receipt_of(answer: Mapping[str, Any]) -> Receipt:
             event_id=answer["event_id"],
             seq=answer["seq"],
             state=answer["state"],
-            duplicate=answer.get("duplicate", True),
+            duplicate=answer["duplicate"],
             topic=answer.get("topic"),
             partition=answer.get("partition"),
             offset=answer.get("offset"),
