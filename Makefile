@@ -55,7 +55,7 @@ test-kafka: need-go kafka ## Real processes against a real Kafka
 	$(call stage,real Kafka,go test -tags kafka -timeout 25m -count=1 ./test/... ./internal/testkit/...)
 
 .PHONY: test-python
-test-python: build $(VENV)/dev.stamp ## The Python client against the real sidecar
+test-python: build kafka $(VENV)/dev.stamp ## The Python package: real sidecar, Kafka, LangGraph and Airflow
 	$(call stage,Python,cd examples/python && SIDECAR_BIN="$(CURDIR)/$(BIN)" ../../$(VENV)/bin/python -m pytest -q tests && ../../$(VENV)/bin/ruff check . && ../../$(VENV)/bin/mypy --strict src)
 
 .PHONY: test-wheel

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from workflow_results import _pipes
 from workflow_results._forwarder import LogForwarder
-from workflow_results._transport import UnixConnection
 from workflow_results.errors import SidecarError
 
 _USAGE = 2  # the sidecar's exit status for wrong flags; also Go's for a crash
@@ -124,11 +123,14 @@ class Probe:
 
 def probe(path: str) -> Probe:
     """Ask ``/readyz`` at the socket once. The kernel tells who listens."""
-    connection = UnixConnection(path, _PROBE_TIMEOUT)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection = http.client.HTTPConnection("sidecar")
+    connection.sock = sock
     pid = None
     try:
-        connection.connect()
-        pid, _, _ = _UCRED.unpack(connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        sock.settimeout(_PROBE_TIMEOUT)
+        sock.connect(path)
+        pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         connection.request("GET", "/readyz")
         answer = connection.getresponse()
         body = answer.read()
