@@ -758,7 +758,7 @@ def test_handler_errors_reach_the_caller(
         handler = ResultCallbackHandler(away, **sent.about)
         with pytest.raises(SidecarUnavailable):
             way(build(pay), {}, {"callbacks": [handler]})
-    with pytest.raises(TypeError, match="cannot write a object"):
+    with pytest.raises(ValueError, match="TypeError: cannot write a object"):
         way(build(lambda state: {"answer": object()}), {}, handled(sent))
     with pytest.raises(KeyError):
         way(build(pay), {}, handled(sent, generation=1, select=lambda state: state["missing"]))

@@ -43,7 +43,8 @@ class ResultCallbackHandler(GraphCallbackHandler):
     and tools within a run are part of it. A stream has ended when it is read to
     its end; one that is closed earlier publishes nothing, even after its last item.
 
-    Its errors reach whoever runs the graph. So does a ``WorkflowFailure``, once
+    Its errors reach whoever runs the graph, those of ``run_and_publish``; a
+    TypeError as the ValueError that it causes. So does a ``WorkflowFailure``, once
     it is published: a handler cannot turn an exception into a return.
 
     Args:
@@ -130,17 +131,25 @@ class ResultCallbackHandler(GraphCallbackHandler):
         if root is None or root.interrupted:
             return
         try:
-            answer = judge(outputs, self._failure, self._select)
-        except Exception as e:
-            hand_over(self._client, root.identity, answer_to(e) or error_answer(e))
-            raise
-        hand_over(self._client, root.identity, answer)
+            self._publish(outputs, root.identity)
+        except TypeError as e:
+            # langchain-core 1.7 takes a TypeError in here for a sign of an old Python, and awaits what it has
+            # awaited: the caller would hear of that.
+            raise ValueError(f"TypeError: {e}") from e
 
     def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """Publish what broke a run; nothing, if it can be resumed, was cancelled or abandoned."""
         root = self._end(run_id)
         if root is not None and (said := answer_to(error)) is not None:
             hand_over(self._client, root.identity, said)
+
+    def _publish(self, outputs: Any, identity: Identity) -> None:
+        try:
+            answer = judge(outputs, self._failure, self._select)
+        except Exception as e:
+            hand_over(self._client, identity, answer_to(e) or error_answer(e))
+            raise
+        hand_over(self._client, identity, answer)
 
     def _identity(self, run_id: UUID, metadata: Mapping[str, Any]) -> Identity:
         correlation_id = self._correlation_id or metadata.get("correlation_id")
