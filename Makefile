@@ -11,8 +11,9 @@ VENV    := .cache/venv
 PYTHON  ?= python3.11
 GOLANGCI_VERSION := v2.15.0
 
-# stage runs a part of the tests and prints how long it took.
-stage = @start=$$SECONDS; echo "==> $(1)"; $(2); echo "<== $(1): $$((SECONDS - start)) s"
+# stage runs a part of the tests and prints how long it took. The "or" is needed:
+# set -e does not see a failure before the last && of a list.
+stage = @start=$$SECONDS; echo "==> $(1)"; { $(2); } || { echo "FAILED: $(1)" >&2; exit 1; }; echo "<== $(1): $$((SECONDS - start)) s"
 
 .PHONY: help
 help: ## List the targets

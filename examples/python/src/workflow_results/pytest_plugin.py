@@ -20,6 +20,7 @@ from uuid import UUID
 
 import pytest
 
+from workflow_results._http import Request
 from workflow_results._transport import Transport
 from workflow_results.client import SidecarClient
 
@@ -94,9 +95,9 @@ class ResultsSidecar:
     def _with_payload(self, event_id: str) -> dict[str, Any]:
         transport = Transport(self.socket_path)
         try:
-            answer = transport.request("GET", f"/v1/results/{event_id}?payload=true", None, {}, _PATIENCE)
+            answer = transport.request(Request("GET", f"/v1/results/{event_id}?payload=true"), _PATIENCE)
         finally:
-            transport.close()
+            transport.pool.close()
         if answer.status != 200:
             raise RuntimeError(f"the sidecar does not show result {event_id}: {answer.status} {answer.body!r}")
         return dict(json.loads(answer.body))

@@ -16,8 +16,8 @@ from typing import Any, NoReturn, Self
 
 from workflow_results._binary import SidecarNotFound, find_binary
 from workflow_results._child import SidecarStartError, probe
-from workflow_results._supervisor import Supervisor
 from workflow_results._protocol import MAX_PATH_BYTES
+from workflow_results._supervisor import Supervisor
 from workflow_results.client import SidecarClient
 
 __all__ = ["Sidecar", "SidecarNotFound", "SidecarStartError"]
