@@ -119,10 +119,12 @@ class _Command:
             help="a compiled graph, or a function without arguments that makes one (async too)",
         )  # fmt: skip
         self.flag("--mode", "where the graph runs: threads (invoke), loop (ainvoke); auto: loop if it has nodes that "
-                  "can only be awaited, or is made by an async function", "auto", _one_of("auto", "threads", "loop"))  # fmt: skip
+                  "can only be awaited, or is made by an async function", "auto", _one_of("auto", "threads", "loop"),
+                  metavar="MODE")  # fmt: skip
         self.flag("--socket", "the sidecar's socket", DEFAULT_SOCKET, _text)
-        self.flag("--log-level", "debug, info, warning or error", "info", _one_of("debug", "info", "warning", "error"))
-        self.flag("--log-format", "text or json", "text", _one_of("text", "json"))
+        self.flag("--log-level", "debug, info, warning or error", "info", _one_of("debug", "info", "warning", "error"),
+                  metavar="LEVEL")  # fmt: skip
+        self.flag("--log-format", "text or json", "text", _one_of("text", "json"), metavar="FORMAT")
 
     def flag(
         self, name: str, about: str, default: Any, kind: Callable[[str], Any], *, required: bool = False,
@@ -140,7 +142,9 @@ class _Command:
         """Add a flag that may be given more than once; those of the environment count if none is given."""
         given = _environment(name.removeprefix("--").upper().replace("-", "_"), None)
         default = [each.strip() for each in given.split(",") if each.strip()] if given else []
-        self._parser.add_argument(name, help=about, dest=dest, type=_text, action=_Replace, default=default)
+        self._parser.add_argument(
+            name, help=about, dest=dest, metavar="ID", type=_text, action=_Replace, default=default
+        )  # fmt: skip
 
 
 class _Replace(argparse.Action):
@@ -155,13 +159,13 @@ class _Replace(argparse.Action):
 
 def _run_flags(run: _Command) -> None:
     run.flag("--brokers", "Kafka, as host:port,host:port", None, _text, required=True)
-    run.flag("--triggers-topic", "where triggers come from", "workflow-triggers", _text)
-    run.flag("--dead-letter-topic", "where invalid triggers go", "workflow-triggers-dlq", _text)
+    run.flag("--triggers-topic", "where triggers come from", "workflow-triggers", _text, metavar="TOPIC")
+    run.flag("--dead-letter-topic", "where invalid triggers go", "workflow-triggers-dlq", _text, metavar="TOPIC")
     run.flag("--group-id", "the consumer group; workflow-agent.WORKFLOW_ID if left out", None, _text)
     run.repeated("--workflow-id", "take the triggers of this workflow only; may be repeated", "workflow_ids")
-    run.flag("--concurrency", "graphs that run at once", "4", _integer(1, 1024))
-    run.flag("--max-trigger-bytes", "a larger trigger is invalid", str(1 << 20), _integer(1, 1 << 30))
-    run.flag("--shutdown-timeout", "seconds to wait for graphs that run, on SIGTERM", "25", _seconds)
+    run.flag("--concurrency", "graphs that run at once", "4", _integer(1, 1024), metavar="N")
+    run.flag("--max-trigger-bytes", "a larger trigger is invalid", str(1 << 20), _integer(1, 1 << 30), metavar="N")
+    run.flag("--shutdown-timeout", "seconds to wait for graphs that run, on SIGTERM", "25", _seconds, metavar="SECONDS")
     run.flag("--kafka-config", "JSON file with settings of librdkafka, such as security.protocol", None, _kafka_file,
              dest="kafka", metavar="FILE")  # fmt: skip
 

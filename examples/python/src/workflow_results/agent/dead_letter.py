@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, Message, Producer
@@ -16,7 +16,7 @@ PREFIX = "dead-letter-"
 RETRY = 2.0  # seconds
 MAX_BYTES = 1_000_000_000  # of librdkafka: what is too large is for the topic to say
 
-Headers = list[tuple[str, bytes | None]]
+Headers = list[tuple[str, str | bytes | None]]
 
 
 @dataclass
@@ -50,9 +50,9 @@ class DeadLetters:
 
     def send(self, record: Message, reason: str, delivered: Callable[[], None]) -> None:
         """Send a record as it came, with headers of ours behind its own; ``delivered`` is called once it is there."""
-        place = {"topic": record.topic(), "partition": record.partition(), "offset": record.offset()}
+        place: dict[str, object] = {"topic": record.topic(), "partition": record.partition(), "offset": record.offset()}
         added = {"reason": reason, **place, "timestamp": record.timestamp()[1]}
-        headers: Headers = [(name, _bytes(value)) for name, value in record.headers() or []]
+        headers: Headers = list(_headers(record))
         headers += [(PREFIX + name, str(value).encode("utf-8", "backslashreplace")) for name, value in added.items()]
         say(logging.WARNING, "a trigger goes to the dead letters", **place, reason=reason)
         self.pending += 1
@@ -100,3 +100,10 @@ class DeadLetters:
 
 def _bytes(value: str | bytes | None) -> bytes | None:
     return value.encode() if isinstance(value, str) else value
+
+
+def _headers(record: Message) -> Iterator[tuple[str, str | bytes | None]]:
+    """Yield a record's own headers; the library's types would have them in a dict, which they never are."""
+    for header in record.headers() or []:
+        assert isinstance(header, tuple)
+        yield header

@@ -25,7 +25,7 @@ class PatientSidecarClient(AsyncSidecarClient):
         self._away_since: float | None = None
         self._line = Interval(INTERVAL)
 
-    async def publish(self, **fields: Any) -> Receipt:  # type: ignore[override]
+    async def publish(self, **fields: Any) -> Receipt:
         """Hand over one result, as ``AsyncSidecarClient.publish`` does, however long it takes.
 
         The caller must give it an ``event_id``: one that was made anew for each

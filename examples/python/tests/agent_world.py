@@ -1,0 +1,231 @@
+"""A real Kafka, a real sidecar and agents as processes, for the tests of the agent."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+from kafka import Kafka
+
+from workflow_results import SidecarClient
+from workflow_results.events import EventType, WorkflowEvent
+
+TESTS = Path(__file__).parent
+TIMEOUT = 60.0  # seconds
+
+
+class Agent:
+    """An agent's process; its log can be waited for."""
+
+    def __init__(self, args: list[str], env: dict[str, str], command: str = "run") -> None:
+        self.lines: list[str] = []
+        self._grew = threading.Condition()
+        self._ended = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "workflow_results.agent", command, *args],
+            env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def await_log(self, *texts: str, count: int = 1) -> list[str]:
+        """Wait for as many lines that have all of the texts."""
+
+        def found() -> list[str]:
+            return [line for line in self.lines if all(text in line for text in texts)]
+
+        with self._grew:
+            self._grew.wait_for(lambda: self._ended or len(found()) >= count, TIMEOUT)
+            assert len(found()) >= count, f"{texts} not logged {count} times:\n" + "\n".join(self.lines)
+            return found()
+
+    def wait(self, timeout: float = TIMEOUT) -> int:
+        return self.process.wait(timeout)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(TIMEOUT)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._grew:
+                self.lines.append(line.rstrip())
+                self._grew.notify_all()
+        with self._grew:
+            self._ended = True
+            self._grew.notify_all()
+
+
+class World:
+    """Topics, a sidecar and agents of one test."""
+
+    def __init__(self, kafka: Kafka, directory: Path, partitions: int = 2) -> None:
+        self.kafka = kafka
+        self.directory = directory
+        name = str(uuid4())
+        self.triggers = kafka.create_topic(f"triggers-{name}", partitions)
+        self.dead_letters = kafka.create_topic(f"dlq-{name}")
+        self.results_topic = f"results-{name}"
+        self.group = f"group-{name}"
+        self.socket = str(directory / "s")
+        self.runs_file = directory / "runs"
+        self.agents: list[Agent] = []
+        self._sidecar: subprocess.Popen[bytes] | None = None
+        self.client = SidecarClient(self.socket, deadline=TIMEOUT)
+
+    def start_sidecar(self) -> None:
+        binary = os.environ.get("SIDECAR_BIN")
+        if not binary:
+            pytest.fail("SIDECAR_BIN is not set: run `make test-python`, or `make build` and set it to bin/sidecar")
+        self._sidecar = subprocess.Popen(
+            [
+                binary, "run", "--brokers", self.kafka.addr, "--topic", self.results_topic, "--socket", self.socket,
+                "--data-dir", str(self.directory / "data"), "--linger", "0s", "--log-level", "error",
+            ]
+        )  # fmt: skip
+        self.client.status()  # waits for the socket
+
+    def stop_sidecar(self) -> None:
+        assert self._sidecar is not None
+        self._sidecar.terminate()
+        assert self._sidecar.wait(TIMEOUT) == 0
+        self._sidecar = None
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
+            "RUNS": str(self.runs_file),
+            "CHECKPOINTS": str(self.directory / "checkpoints"),
+        }
+
+    def agent(self, graph: str = "graph", *args: str, kafka: dict[str, Any] | None = None) -> Agent:
+        more = list(args)
+        if kafka:
+            path = self.directory / f"kafka-{uuid4()}.json"
+            path.write_text(json.dumps(kafka))
+            more += ["--kafka-config", str(path)]
+        made = Agent(
+            [
+                f"agent_graphs:{graph}", "--brokers", self.kafka.addr, "--socket", self.socket, "--group-id", self.group,
+                "--triggers-topic", self.triggers, "--dead-letter-topic", self.dead_letters, *more,
+            ],
+            self.env,
+        )  # fmt: skip
+        self.agents.append(made)
+        return made
+
+    def trigger(self, partition: int = 0, workflow_id: str = "w", **payload: Any) -> str:
+        """Send a trigger; returns its event ID."""
+        event = WorkflowEvent(
+            event_type=EventType.WORKFLOW_TRIGGERED, workflow_id=workflow_id, workflow_run_id="r", payload=payload
+        )
+        self.kafka.publish(self.triggers, (str(event.event_id), event.to_json()), partition=partition)
+        return str(event.event_id)
+
+    def gate(self) -> str:
+        path = self.directory / f"gate-{uuid4()}"
+        os.mkfifo(path)
+        return str(path)
+
+    def results(self, *correlation_ids: str) -> dict[str, dict[str, Any]]:
+        """Wait until each has a result; then read all there is, and check that none has two."""
+        eventually(lambda: all(self.client.list(correlation_id=each) for each in correlation_ids))
+        eventually(lambda: self.client.status()["outbox"]["pending"] == 0)
+        found: dict[str, dict[str, Any]] = {}
+        for record in self.read(self.results_topic):
+            value = json.loads(record.value() or b"")
+            assert value["correlation_id"] not in found, "a second result of one trigger"
+            found[value["correlation_id"]] = value
+        assert found.keys() >= set(correlation_ids)
+        return found
+
+    def read(self, topic: str) -> list[Message]:
+        """Read a topic from its beginning to its end, committed records alone."""
+        consumer = Consumer({
+            "bootstrap.servers": self.kafka.addr, "group.id": str(uuid4()), "isolation.level": "read_committed",
+            "enable.partition.eof": True, "enable.auto.commit": False, "log_level": 2,
+        })  # fmt: skip
+        partitions = consumer.list_topics(topic, 30).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, each, OFFSET_BEGINNING) for each in partitions])
+        ended: set[Any] = set()
+        records: list[Message] = []
+        while len(ended) < len(partitions):
+            message = consumer.poll(TIMEOUT)
+            assert message is not None, f"the end of {topic} does not come"
+            error = message.error()
+            if error is None:
+                records.append(message)
+            else:
+                assert error.code() == KafkaError._PARTITION_EOF, error
+                ended.add(message.partition())
+        consumer.close()
+        return records
+
+    def committed(self, partition: int = 0) -> int:
+        """Ask the group for its offset; below 0: none."""
+        consumer = Consumer({"bootstrap.servers": self.kafka.addr, "group.id": self.group, "log_level": 2})
+        try:
+            return consumer.committed([TopicPartition(self.triggers, partition)], 30)[0].offset
+        finally:
+            consumer.close()
+
+    def await_committed(self, offset: int, partition: int = 0) -> None:
+        eventually(lambda: self.committed(partition) == offset)
+
+    def runs(self, event_id: str, what: str = "begin") -> int:
+        lines = self.runs_file.read_text().splitlines() if self.runs_file.exists() else []
+        return lines.count(f"{what} {event_id}")
+
+    def close(self) -> None:
+        for each in self.agents:
+            each.kill()
+        if self._sidecar is not None:
+            self._sidecar.kill()
+            self._sidecar.wait(TIMEOUT)
+        self.client.close()
+
+
+def release(gate: str) -> None:
+    """Let a run go on that waits at its gate, or is about to."""
+    with open(gate, "w"):
+        pass
+
+
+def eventually(condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:
+    """Wait for what no event tells of."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {timeout} s"
+        time.sleep(0.05)
+
+
+@functools.cache
+def shared_kafka() -> Kafka:
+    """A broker whose groups begin at once: by default each would wait three seconds for more members."""
+    kafka = Kafka(["group.initial.rebalance.delay.ms=0"])
+    atexit.register(kafka.close)
+    return kafka
+
+
+@pytest.fixture(name="world")
+def world_fixture() -> Iterator[World]:
+    with tempfile.TemporaryDirectory(prefix="wr") as directory:
+        made = World(shared_kafka(), Path(directory))
+        made.start_sidecar()
+        yield made
+        made.close()
