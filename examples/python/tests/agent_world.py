@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import json
 import os
@@ -18,6 +19,7 @@ from uuid import uuid4
 
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka.admin import NewTopic
 from kafka import Kafka
 
 from workflow_results import SidecarClient
@@ -35,7 +37,8 @@ class Agent:
         self._grew = threading.Condition()
         self._ended = False
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "workflow_results.agent", command, *args],
+            # setpriv: the kernel ends it if this process dies without a word.
+            ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "workflow_results.agent", command, *args],
             env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         threading.Thread(target=self._read, daemon=True).start()
@@ -92,7 +95,8 @@ class World:
             pytest.fail("SIDECAR_BIN is not set: run `make test-python`, or `make build` and set it to bin/sidecar")
         self._sidecar = subprocess.Popen(
             [
-                binary, "run", "--brokers", self.kafka.addr, "--topic", self.results_topic, "--socket", self.socket,
+                "setpriv", "--pdeathsig", "KILL", binary, "run", "--brokers", self.kafka.addr,
+                "--topic", self.results_topic, "--socket", self.socket,
                 "--data-dir", str(self.directory / "data"), "--linger", "0s", "--log-level", "error",
             ]
         )  # fmt: skip
@@ -121,7 +125,8 @@ class World:
             more += ["--kafka-config", str(path)]
         made = Agent(
             [
-                f"agent_graphs:{graph}", "--brokers", self.kafka.addr, "--socket", self.socket, "--group-id", self.group,
+                f"agent_graphs:{graph}", "--brokers", self.kafka.addr, "--socket", self.socket,
+                "--group-id", self.group,
                 "--triggers-topic", self.triggers, "--dead-letter-topic", self.dead_letters, *more,
             ],
             self.env,
@@ -191,9 +196,17 @@ class World:
         lines = self.runs_file.read_text().splitlines() if self.runs_file.exists() else []
         return lines.count(f"{what} {event_id}")
 
+    def await_run(self, event_id: str, what: str) -> None:
+        eventually(lambda: self.runs(event_id, what) > 0)
+
+    def create_dead_letters(self, settings: dict[str, str]) -> None:
+        topic = NewTopic(self.dead_letters, 1, 1, config=settings)
+        self.kafka.admin.create_topics([topic])[self.dead_letters].result(30)
+
     def close(self) -> None:
-        for each in self.agents:
+        for n, each in enumerate(self.agents):
             each.kill()
+            print(f"the log of agent {n}:", *each.lines, sep="\n")  # pytest shows it when the test fails
         if self._sidecar is not None:
             self._sidecar.kill()
             self._sidecar.wait(TIMEOUT)
@@ -202,8 +215,17 @@ class World:
 
 def release(gate: str) -> None:
     """Let a run go on that waits at its gate, or is about to."""
-    with open(gate, "w"):
-        pass
+
+    def opened() -> bool:
+        try:
+            os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError as e:
+            if e.errno != errno.ENXIO:
+                raise
+            return False  # nobody waits there yet
+        return True
+
+    eventually(opened)
 
 
 def eventually(condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:

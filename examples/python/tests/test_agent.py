@@ -5,7 +5,6 @@ from agent_world import World, world_fixture  # noqa: F401
 
 from workflow_results.langgraph import result_event_id
 
-
 # What becomes of a run.
 
 
@@ -34,8 +33,9 @@ def test_each_end_of_a_run_is_published(world: World, graph: str) -> None:
 def test_answered_trigger_is_not_run_again(world: World) -> None:
     answered = world.trigger(n=1)
     world.client.publish(
-        correlation_id=answered, workflow_id="w", workflow_run_id="r", result={}, event_id=result_event_id(answered, "w")
-    )
+        correlation_id=answered, workflow_id="w", workflow_run_id="r", result={},
+        event_id=result_event_id(answered, "w"),
+    )  # fmt: skip
     other = world.trigger(n=2)
     world.agent()
     world.results(answered, other)

@@ -8,6 +8,8 @@ from agent_world import World, release, world_fixture  # noqa: F401
 
 from workflow_results.agent.offsets import PartitionOffsets
 
+QUICK = {"session.timeout.ms": 6000}  # so that the group soon gives a killed agent's partitions to another
+
 
 def test_only_the_prefix_is_committable() -> None:
     offsets = PartitionOffsets()
@@ -25,7 +27,7 @@ def test_only_the_prefix_is_committable() -> None:
 
 
 def test_runs_that_end_out_of_order_are_committed_in_order(world: World) -> None:
-    agent, gate = world.agent(), world.gate()
+    agent, gate = world.agent(kafka=QUICK), world.gate()
     first = world.trigger(do="gate", gate=gate)
     later = [world.trigger(n=n) for n in range(3)]
     elsewhere = world.trigger(partition=1)
@@ -45,10 +47,10 @@ def test_killed_in_mid_run_each_trigger_has_one_result(world: World) -> None:
     gates = [world.gate() for _ in range(3)]
     held = [world.trigger(partition=n % 2, do="gate", gate=gate) for n, gate in enumerate(gates)]
     quick = [world.trigger(partition=n % 2, n=n) for n in range(9)]
-    first = world.agent()
+    first = world.agent(kafka=QUICK)
     first.await_log("the run begins", count=4)
     first.kill()
-    second = world.agent()
+    second = world.agent(kafka=QUICK)
     second.await_log("the run begins", count=4)
     second.kill()
     world.agent()
@@ -96,9 +98,9 @@ def test_no_more_runs_at_once_than_told(world: World) -> None:
         agent.await_log("the run begins", count=min(n + 2, 6))
         settled = sum("the run is settled" in line for line in agent.lines)
         assert sum("the run begins" in line for line in agent.lines) <= settled + 2
-        begun = [each for each in sent if world.runs(each)]
-        waiting = [each for each in begun if not world.client.list(correlation_id=each)]
-        release(gates[sent.index(waiting[0])])
+        begun = [line.split("correlation_id=")[1].split()[0] for line in agent.await_log("the run begins")]
+        waiting = next(each for each in begun if not world.client.list(correlation_id=each))
+        release(gates[sent.index(waiting)])
     world.results(*sent)
     assert [world.runs(each) for each in sent] == [1] * 6
 
