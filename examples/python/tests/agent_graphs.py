@@ -6,6 +6,7 @@ import asyncio
 import os
 import pickle
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, TypedDict
@@ -82,6 +83,7 @@ class FileSaver(InMemorySaver):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._path = Path(path)
+        self._lock = threading.Lock()  # LangGraph stores from threads of its own
         if self._path.exists():
             storage, writes, blobs = pickle.loads(self._path.read_bytes())
             for thread, spaces in storage.items():
@@ -91,17 +93,19 @@ class FileSaver(InMemorySaver):
             self.blobs.update(blobs)
 
     def put(self, *args: Any, **kwargs: Any) -> Any:
-        done = super().put(*args, **kwargs)
-        self._store()
+        with self._lock:
+            done = super().put(*args, **kwargs)
+            self._store()
         return done
 
     def put_writes(self, *args: Any, **kwargs: Any) -> None:
-        super().put_writes(*args, **kwargs)
-        self._store()
+        with self._lock:
+            super().put_writes(*args, **kwargs)
+            self._store()
 
     def _store(self) -> None:
         storage = {t: {s: dict(c) for s, c in spaces.items()} for t, spaces in self.storage.items()}
-        fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}.{time.monotonic_ns()}")
+        fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         fresh.write_bytes(pickle.dumps((storage, {k: dict(v) for k, v in self.writes.items()}, dict(self.blobs))))
         fresh.rename(self._path)
 

@@ -98,6 +98,7 @@ class World:
                 "setpriv", "--pdeathsig", "KILL", binary, "run", "--brokers", self.kafka.addr,
                 "--topic", self.results_topic, "--socket", self.socket,
                 "--data-dir", str(self.directory / "data"), "--linger", "0s", "--log-level", "error",
+                "--shutdown-timeout", "2s",
             ]
         )  # fmt: skip
         self.client.status()  # waits for the socket

@@ -64,8 +64,11 @@ def _run(config: Config) -> int:
         say(logging.WARNING, "the checkpointer forgets with this process: a run that is interrupted is lost then")
     try:
         left = agent.run()
-    except (KafkaException, SidecarError) as e:
-        say(logging.ERROR, f"the agent cannot go on: {e}")
+    except KafkaException as e:
+        say(logging.ERROR, "the agent cannot go on: Kafka shuts it out", cause=e.args[0].str())
+        _end_now(1)
+    except SidecarError as e:
+        say(logging.ERROR, "the agent cannot go on: the sidecar refuses to tell what is answered", cause=e)
         _end_now(1)
     say(logging.INFO, "the agent has ended", left_behind=left)
     if left:

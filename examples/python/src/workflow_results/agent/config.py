@@ -34,7 +34,7 @@ Each flag has an environment variable: WORKFLOW_RESULTS_AGENT_GROUP_ID for --gro
 for the graph. A list is separated by commas there.
 
 SIGTERM: it takes no more triggers, waits for those that run, commits and leaves the group. A second signal ends it at
-once. Exit status: 0 stopped, 1 it cannot go on, 2 a flag is wrong.
+once. Exit status: 0 stopped; 1 it cannot go on, or could not leave the group in time; 2 a flag is wrong.
 """
 
 _RESUME_EXAMPLE = """\

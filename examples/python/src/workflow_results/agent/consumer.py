@@ -94,6 +94,7 @@ class Agent:
             "group.id": self._config.group_id,
             "auto.offset.reset": "earliest",
             "queued.max.messages.kbytes": 8192,  # the most that is held in memory ahead of us
+            "max.poll.interval.ms": 60_000,  # it always polls; and a rebalance waits as long for one that died in it
             **self._config.kafka,
             "isolation.level": "read_committed",
             "enable.auto.commit": False,

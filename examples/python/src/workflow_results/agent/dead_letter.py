@@ -42,6 +42,7 @@ class DeadLetters:
             "message.timeout.ms": 0,  # try for ever: an offset is not committed before its letter is confirmed
             "message.max.bytes": MAX_BYTES,
             "linger.ms": 0,
+            "topic.metadata.propagation.max.ms": 5000,  # a topic that is missing is told soon
         }
         self._producer = Producer(connection.client(on_error, **settings))
         self._topic = topic
