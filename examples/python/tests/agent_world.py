@@ -237,10 +237,16 @@ def eventually(condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:
         time.sleep(0.05)
 
 
+class PromptKafka(Kafka):
+    """A broker whose groups begin at once: by default each waits three seconds for more members."""
+
+    def _properties(self) -> list[str]:
+        return [*super()._properties(), "group.initial.rebalance.delay.ms=0"]
+
+
 @functools.cache
 def shared_kafka() -> Kafka:
-    """A broker whose groups begin at once: by default each would wait three seconds for more members."""
-    kafka = Kafka(["group.initial.rebalance.delay.ms=0"])
+    kafka = PromptKafka()
     atexit.register(kafka.close)
     return kafka
 

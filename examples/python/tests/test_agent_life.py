@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from agent_world import Agent, World, release, world_fixture  # noqa: F401
-from kafka import Kafka
+from agent_world import Agent, PromptKafka, World, release, world_fixture  # noqa: F401
 
 
 def test_stops_when_its_runs_have_ended(world: World) -> None:
@@ -73,7 +72,7 @@ def test_sidecar_away_during_a_run(world: World) -> None:
 
 
 def test_kafka_away_during_a_run() -> None:
-    kafka = Kafka(["group.initial.rebalance.delay.ms=0"])
+    kafka = PromptKafka()
     with tempfile.TemporaryDirectory(prefix="wr") as directory:
         world = World(kafka, Path(directory))
         try:

@@ -23,7 +23,9 @@ _OURS = {
     "isolation.level": None,
     "enable.auto.commit": None,
     "enable.auto.offset.store": None,
+    "enable.partition.eof": None,
     "enable.idempotence": None,
+    "acks": None,
 }
 
 _RUN_EXAMPLE = """\

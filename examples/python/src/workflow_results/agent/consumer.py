@@ -90,20 +90,15 @@ class Agent:
         return len(self._runs)
 
     def _consumer_settings(self) -> dict[str, object]:
-        settings = {
-            "group.id": self._config.group_id,
+        defaults: dict[str, object] = {
             "auto.offset.reset": "earliest",
-            "queued.max.messages.kbytes": 8192,  # the most that is held in memory ahead of us
             "max.poll.interval.ms": 60_000,  # it always polls; and a rebalance waits as long for one that died in it
-            **self._config.kafka,
-            "isolation.level": "read_committed",
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
         }
         if self._config.kafka.get("group.protocol", "classic") == "classic":
             # Whoever joins must not take partitions away whose graphs go on here.
-            settings.setdefault("partition.assignment.strategy", "cooperative-sticky")
-        return self._connection.client(self._on_error, on_commit=self._committed, **settings)
+            defaults["partition.assignment.strategy"] = "cooperative-sticky"
+        ours = {"group.id": self._config.group_id, "enable.partition.eof": False, "on_commit": self._committed}
+        return self._connection.consumer(self._on_error, **(defaults | self._config.kafka | ours))
 
     # One turn of the loop.
 

@@ -37,14 +37,11 @@ class DeadLetters:
     def __init__(self, connection: Connection, topic: str, on_error: Callable[[KafkaError], None]) -> None:
         """Make the producer; nothing is sent yet."""
         settings = {
-            "acks": "all",
-            "enable.idempotence": True,
             "message.timeout.ms": 0,  # try for ever: an offset is not committed before its letter is confirmed
             "message.max.bytes": MAX_BYTES,
-            "linger.ms": 0,
             "topic.metadata.propagation.max.ms": 5000,  # a topic that is missing is told soon
         }
-        self._producer = Producer(connection.client(on_error, **settings))
+        self._producer = Producer(connection.producer(on_error, **settings))
         self._topic = topic
         self._again: list[_Letter] = []
         self.pending = 0
