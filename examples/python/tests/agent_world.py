@@ -28,6 +28,9 @@ from workflow_results.events import EventType, WorkflowEvent
 TESTS = Path(__file__).parent
 TIMEOUT = 60.0  # seconds
 
+# So that the group soon gives a killed agent's partitions to another, even if it died in a rebalance.
+QUICK = {"session.timeout.ms": 6000, "max.poll.interval.ms": 10_000}
+
 
 class Agent:
     """An agent's process; its log can be waited for."""

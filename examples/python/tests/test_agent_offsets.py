@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 
-from agent_world import World, release, world_fixture  # noqa: F401
+from agent_world import QUICK, World, release, world_fixture  # noqa: F401
 
 from workflow_results.agent.offsets import PartitionOffsets
-
-QUICK = {"session.timeout.ms": 6000}  # so that the group soon gives a killed agent's partitions to another
 
 
 def test_only_the_prefix_is_committable() -> None:
@@ -111,7 +109,7 @@ def test_two_agents_share_and_lose_nothing(world: World) -> None:
     held = world.trigger(partition=0, do="gate", gate=gate)
     sent = [world.trigger(partition=n % 2, do="sleep", seconds=0.2) for n in range(20)]
     first.await_log("the run is settled")
-    second = world.agent("graph", "--concurrency", "2")
+    second = world.agent("graph", "--concurrency", "2", "--shutdown-timeout", "0.5")
     first.await_log("partitions revoked")
     second.await_log("partitions assigned", "triggers-")
     second.await_log("the run begins")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from agent_world import World, release, world_fixture  # noqa: F401
+from agent_world import QUICK, World, release, world_fixture  # noqa: F401
 
 
 def resume(world: World, event_id: str, *args: str, graph: str = "durable") -> subprocess.CompletedProcess[str]:
@@ -43,7 +43,7 @@ def test_interrupted_then_resumed_by_another_process(world: World) -> None:
 
 
 def test_an_interrupted_trigger_that_is_read_again_is_not_run_again(world: World) -> None:
-    first = world.agent("durable", kafka={"session.timeout.ms": 6000})
+    first = world.agent("durable", kafka=QUICK)
     held = world.trigger(do="gate", gate=world.gate())  # it keeps the offsets behind it from being committed
     event_id = world.trigger(do="interrupt")
     first.await_log("waits for `resume`", event_id)
@@ -56,7 +56,7 @@ def test_an_interrupted_trigger_that_is_read_again_is_not_run_again(world: World
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(world: World) -> None:
-    first, gate = world.agent("durable", kafka={"session.timeout.ms": 6000}), world.gate()
+    first, gate = world.agent("durable", kafka=QUICK), world.gate()
     event_id = world.trigger(do="gate", gate=gate, n=5)
     first.await_log("the run begins")
     world.await_run(event_id, "work")
