@@ -49,7 +49,7 @@ def test_killed_in_mid_run_each_trigger_has_one_result(world: World) -> None:
     first.await_log("the run begins", count=4)
     first.kill()
     second = world.agent(kafka=QUICK)
-    second.await_log("the run begins", count=4)
+    second.await_log("the run begins", count=3)  # all others may have had their turn
     second.kill()
     world.agent()
     for gate in gates:
