@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,7 +27,8 @@ class Agent:
     """Takes each trigger once, by its ID; ``triggers`` has every record of the topic.
 
     The payload's ``do``: succeed, fail, break, large; ``fail first`` fails the
-    first trigger of a ``run``; ``wait`` answers when `release` is called.
+    first trigger of a ``run``; ``wait`` answers when `release` is called, and so
+    does ``wait once`` with the first trigger of a ``run``.
     """
 
     current: Agent
@@ -34,11 +36,15 @@ class Agent:
     def __init__(self, kafka: Kafka) -> None:
         Agent.current = self
         self.triggers: list[dict[str, Any]] = []
+        self.errors: list[BaseException] = []  # what tasks failed with
+        self.on_wait: Callable[[dict[str, Any]], Any] = lambda trigger: None  # called when one is held
         self._held: list[dict[str, Any]] = []
         self._runs: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._consumer = Consumer({"bootstrap.servers": kafka.addr, "group.id": str(uuid4()), "log_level": 2})
+        settings = {"bootstrap.servers": kafka.addr, "group.id": str(uuid4()), "log_level": 2}
+        self._asking = Consumer(settings)
+        self._consumer = Consumer(settings)
         self._consumer.assign([TopicPartition(TRIGGERS, 0, 0)])
         self._directory = tempfile.TemporaryDirectory(prefix="wr")
         self._start_sidecar(kafka)
@@ -47,12 +53,12 @@ class Agent:
 
     def of(self, run: str) -> list[dict[str, Any]]:
         """Return the triggers whose payload names this run; all that were published are in the topic already."""
-        _, end = self._consumer.get_watermark_offsets(TopicPartition(TRIGGERS, 0), timeout=30)
+        _, end = self._asking.get_watermark_offsets(TopicPartition(TRIGGERS, 0), timeout=30)
         eventually(lambda: len(self.triggers) >= end)
         return [each for each in self.triggers if each["payload"].get("run") == run]
 
     def release(self) -> None:
-        """Answer what was held, and whatever comes later."""
+        """Answer what is held."""
         with self._lock:
             held, self._held = self._held, []
         for trigger in held:
@@ -62,6 +68,7 @@ class Agent:
         self._stopping.set()
         self._thread.join(30)
         self._consumer.close()
+        self._asking.close()
         self._client.close()
         self._sidecar.terminate()
         assert self._sidecar.wait(30) == 0
@@ -74,6 +81,7 @@ class Agent:
         directory = Path(self._directory.name)
         self._sidecar = subprocess.Popen(
             [
+                "setpriv", "--pdeathsig", "KILL",  # the kernel ends it if this process dies without a word
                 binary, "run", "--brokers", kafka.addr, "--topic", RESULTS, "--socket", str(directory / "s"),
                 "--data-dir", str(directory / "data"), "--linger", "0s", "--shutdown-timeout", "5s",
             ]
@@ -98,9 +106,12 @@ class Agent:
         self._runs[payload.get("run")] += 1
         if do == "fail first":
             do = "fail" if self._runs[payload["run"]] == 1 else "succeed"
+        if do == "wait once":
+            do = "wait" if self._runs[payload["run"]] == 1 else "succeed"
         if do == "wait":
             with self._lock:
                 self._held.append(trigger)
+            self.on_wait(trigger)
         elif do == "fail":
             self._answer(trigger, status="failure", result={"reason": "declined"}, error="declined by the reviewer")
         elif do == "break":

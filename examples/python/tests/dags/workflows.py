@@ -19,47 +19,54 @@ PAYLOAD = {"do": "{{ dag_run.conf['do'] }}", "ask": "of {{ dag.dag_id }}", "run"
 AT_ONCE = {"retries": 1, "retry_delay": timedelta(0)}
 
 
-def release(context: Any) -> None:
+def failed(context: Any) -> None:
+    Agent.current.errors.append(context["exception"])
+
+
+def retried(context: Any) -> None:
+    failed(context)
     Agent.current.release()
 
 
-with DAG("worker", schedule=None):
+CALLBACKS = {"on_failure_callback": failed, "on_retry_callback": retried}
+
+
+with DAG("worker", schedule=None, default_args=CALLBACKS):
     TriggerWorkflowOperator(
         task_id="ask", workflow_id="{{ dag_run.conf['workflow'] }}", workflow_run_id="run of {{ ti.task_id }}",
         payload=PAYLOAD, timeout=60, deferrable=False,
     )  # fmt: skip
 
-with DAG("deferred", schedule=None):
+with DAG("deferred", schedule=None, default_args=CALLBACKS):
     TriggerWorkflowOperator(
         task_id="ask", workflow_id="review", payload=PAYLOAD, timeout=60, deferrable=True, defer_after=0
     )
 
-with DAG("impatient", schedule=None):
+with DAG("impatient", schedule=None, default_args=CALLBACKS):
     TriggerWorkflowOperator(task_id="ask", workflow_id="review", payload=PAYLOAD, timeout=1, deferrable=False)
 
-with DAG("impatient_deferred", schedule=None):
+with DAG("impatient_deferred", schedule=None, default_args=CALLBACKS):
     TriggerWorkflowOperator(
         task_id="ask", workflow_id="review", payload=PAYLOAD, timeout=60, execution_timeout=timedelta(seconds=2),
         deferrable=True, defer_after=0.5,
     )  # fmt: skip
 
-with DAG("retried", schedule=None):
+with DAG("retried", schedule=None, default_args=CALLBACKS):
     TriggerWorkflowOperator(
-        task_id="ask", workflow_id="review", payload=PAYLOAD, timeout=2, deferrable=False,
-        on_retry_callback=release, **AT_ONCE,
+        task_id="ask", workflow_id="review", payload=PAYLOAD, timeout=2, deferrable=False, **AT_ONCE
     )  # fmt: skip
 
-with DAG("retried_deferred", schedule=None):
+with DAG("retried_deferred", schedule=None, default_args=CALLBACKS):
     TriggerWorkflowOperator(
         task_id="ask", workflow_id="review", payload=PAYLOAD, timeout=60, deferrable=True, defer_after=0, **AT_ONCE
     )
 
-with DAG("mapped", schedule=None):
+with DAG("mapped", schedule=None, default_args=CALLBACKS):
     TriggerWorkflowOperator.partial(task_id="ask", workflow_id="review", timeout=60, deferrable=False).expand(
         payload=[{"do": "succeed", "ask": n, "run": "{{ run_id }}"} for n in range(3)]
     )
 
-with DAG("large", schedule=None):
+with DAG("large", schedule=None, default_args=CALLBACKS):
     asked = TriggerWorkflowOperator(task_id="ask", workflow_id="review", payload=PAYLOAD, timeout=60, deferrable=False)
 
     @task
@@ -68,14 +75,14 @@ with DAG("large", schedule=None):
 
     read(asked.output)
 
-with DAG("broker_down", schedule=None):
+with DAG("broker_down", schedule=None, default_args=CALLBACKS):
     TriggerWorkflowOperator(
         task_id="ask", workflow_id="review", payload=PAYLOAD, kafka_config_id="kafka_down", publish_timeout=1
     )
 
-with DAG("function", schedule=None):
+with DAG("function", schedule=None, default_args=CALLBACKS):
 
-    @task(retries=1, retry_delay=timedelta(0), on_retry_callback=release)
+    @task(retries=1, retry_delay=timedelta(0))
     def twice() -> list[Any]:
         context = get_current_context()
         payload = {"do": context["dag_run"].conf["do"], "ask": "equal", "run": context["run_id"]}
@@ -86,7 +93,7 @@ with DAG("function", schedule=None):
 
 def sensor_dag(dag_id: str, **mode: Any) -> None:
     """A task triggers and hands over the ID and the position; the result may be there before the sensor starts."""
-    with DAG(dag_id, schedule=None):
+    with DAG(dag_id, schedule=None, default_args=CALLBACKS):
 
         @task
         def trigger() -> str:

@@ -13,7 +13,7 @@ from workflow_results.airflow.hook import RESULTS_TOPIC, WorkflowResultHook
 from workflow_results.position import Position
 from workflow_results.result import ResultStreamError, ResultTimeout
 
-LAST_LOOK = 10.0  # seconds that even a late start looks: the result may have come while no triggerer ran
+LAST_LOOK = 5.0  # seconds, the least that is looked: the result may have come while no triggerer ran
 
 
 class WorkflowResultTrigger(BaseTrigger):
@@ -43,7 +43,7 @@ class WorkflowResultTrigger(BaseTrigger):
 
         Args:
             correlation_id: the event ID of the trigger.
-            end_time: when to give up, an aware datetime.
+            end_time: when to give up, an aware datetime; but not before 5 s have passed.
             workflow_id: a result of another workflow is not taken.
             results_topic: where results are.
             kafka_config_id: the Airflow connection.
