@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +16,10 @@ from workflow_results.position import Position
 from workflow_results.result import ResultStreamError, ResultTimeout
 
 LAST_LOOK = 5.0  # seconds, the least that is looked: the result may have come while no triggerer ran
+
+# Seconds from its start in which the trigger keeps its event back. Airflow's scheduler takes a task for failed that is
+# queued again before the scheduler has heard that the process which deferred it has ended.
+SETTLE = 2.0
 
 
 class WorkflowResultTrigger(BaseTrigger):
@@ -76,7 +82,9 @@ class WorkflowResultTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield the one event."""
+        began = time.monotonic()
         payload = {"correlation_id": self.correlation_id, **await self._outcome()}
+        await asyncio.sleep(max(began + SETTLE - time.monotonic(), 0.0))
         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]
 
     async def _outcome(self) -> dict[str, Any]:
