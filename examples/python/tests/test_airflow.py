@@ -27,6 +27,7 @@ def agent_fixture(kafka: Kafka) -> Iterator[Agent]:
     made = Agent(kafka)
     yield made
     made.close()
+    hub._stop_all()  # else they would tell of the broker that the session ends
 
 
 @pytest.fixture(scope="module", name="dags")

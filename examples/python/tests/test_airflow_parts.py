@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import pickle
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib import import_module, resources
 from types import SimpleNamespace
@@ -24,14 +26,22 @@ from workflow_results.airflow import (
     WorkflowResultHook,
     WorkflowResultTrigger,
     WorkflowResultUnreadable,
+    WorkflowTaskErrored,
 )
 from workflow_results.airflow.attempt import Ledger
+from workflow_results.airflow.errors import raise_for_status
 from workflow_results.airflow.fetch import refer_to
 from workflow_results.airflow.get_provider_info import get_provider_info
 from workflow_results.airflow.hook import _shared
 from workflow_results.airflow.round_trip import Request, ensure_triggered
 
 FIXTURES = (kafka_fixture, topic_fixture)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hubs_fixture() -> Iterator[None]:
+    yield
+    hub._stop_all()  # else they would tell of the broker that the session ends
 
 
 @pytest.fixture(name="hook")
@@ -53,6 +63,15 @@ def test_result_before_the_wait(kafka: Kafka, hook: WorkflowResultHook) -> None:
     for _ in range(2):
         assert hook.wait(event.event_id, "w", 30, position).result == {"n": 1}
     assert hook.fetch(refer_to(hook.wait(event.event_id, position=position))).result == {"n": 1}
+
+
+def test_errors_survive_pickling(kafka: Kafka, hook: WorkflowResultHook) -> None:
+    i, position = uuid4(), hook.mark()
+    kafka.publish(hook.results_topic, result(i, status="error", error="boom"))
+    with pytest.raises(WorkflowTaskErrored, match="boom") as caught:
+        raise_for_status(hook.wait(i, position=position))
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), dict(again.result)) == (str(caught.value), dict(caught.value.result))
 
 
 @pytest.mark.parametrize("change", [{"offset": 0}, {"offset": 99}, {"partition": 0}])

@@ -35,9 +35,13 @@ class WorkflowTaskFailed(WorkflowTaskError):
     """
 
     def __init__(self, message: str, result: WorkflowResult) -> None:
-        """Keep the result beside the message."""
-        super().__init__(message)
+        """Keep the result beside the message; both in ``args``, so that it survives pickling."""
+        super().__init__(message, result)
         self.result = result
+
+    def __str__(self) -> str:
+        """Tell the message alone."""
+        return str(self.args[0])
 
 
 class WorkflowTaskErrored(WorkflowTaskFailed):
