@@ -41,7 +41,7 @@ demo: build $(VENV)/demo.stamp ## Show the whole way: LangGraph, socket, outbox,
 
 .PHONY: test
 test: need-test ## Run all tests, real Kafka included
-	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-wheel test-curl lint; echo "all tests passed in $$((SECONDS - start)) s"
+	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-airflow test-wheel test-curl lint; echo "all tests passed in $$((SECONDS - start)) s"
 
 .PHONY: test-unit
 test-unit: need-go ## Unit tests and fault injection with -race
@@ -57,7 +57,11 @@ test-kafka: need-go kafka ## Real processes against a real Kafka
 
 .PHONY: test-python
 test-python: build kafka $(VENV)/dev.stamp ## The Python package: real sidecar, Kafka, LangGraph and Airflow
-	$(call stage,Python,cd examples/python && SIDECAR_BIN="$(CURDIR)/$(BIN)" ../../$(VENV)/bin/python -m pytest -q tests && ../../$(VENV)/bin/ruff check . && ../../$(VENV)/bin/mypy --strict src)
+	$(call stage,Python,cd examples/python && SIDECAR_BIN="$(CURDIR)/$(BIN)" ../../$(VENV)/bin/python -m pytest -q -m "not standalone" tests && ../../$(VENV)/bin/ruff check . && ../../$(VENV)/bin/mypy --strict src)
+
+.PHONY: test-airflow
+test-airflow: build kafka $(VENV)/dev.stamp ## A whole Airflow: scheduler, triggerer, deferred tasks
+	$(call stage,whole Airflow,cd examples/python && SIDECAR_BIN="$(CURDIR)/$(BIN)" ../../$(VENV)/bin/python -m pytest -q -m standalone tests/test_airflow_standalone.py)
 
 .PHONY: test-wheel
 test-wheel: wheel ## The wheel in a fresh virtual environment: its sidecar starts and publishes
