@@ -39,6 +39,10 @@ wheel: $(STATIC) $(VENV)/demo.stamp ## Build dist/*.whl: the Python package with
 demo: build $(VENV)/demo.stamp ## Show the whole way: LangGraph, socket, outbox, Kafka (embedded), await
 	@PYTHON=$(VENV)/bin/python SIDECAR=$(BIN) ./examples/demo.sh
 
+.PHONY: demo-airflow
+demo-airflow: need-test build kafka $(VENV)/dev.stamp ## Show the whole loop on a real Kafka and a real Airflow
+	@cd examples/python && WORKFLOW_RESULTS_SIDECAR="$(CURDIR)/$(BIN)" PYTHONPATH=tests ../../$(VENV)/bin/python demo/run_airflow_demo.py
+
 .PHONY: test
 test: need-test ## Run all tests, real Kafka included
 	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-airflow test-wheel test-curl lint; echo "all tests passed in $$((SECONDS - start)) s"
