@@ -18,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from binary import sidecar_binary
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import NewTopic
 from kafka import Kafka
@@ -93,9 +94,7 @@ class World:
         self.client = SidecarClient(self.socket, deadline=TIMEOUT)
 
     def start_sidecar(self) -> None:
-        binary = os.environ.get("SIDECAR_BIN")
-        if not binary:
-            pytest.fail("SIDECAR_BIN is not set: run `make test-python`, or `make build` and set it to bin/sidecar")
+        binary = sidecar_binary()
         self._sidecar = subprocess.Popen(
             [
                 "setpriv", "--pdeathsig", "KILL", binary, "run", "--brokers", self.kafka.addr,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import tempfile
 import threading
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pytest
+from binary import sidecar_binary
 from confluent_kafka import Consumer, TopicPartition
 from kafka import Kafka, eventually
 
@@ -75,9 +74,7 @@ class Agent:
         self._directory.cleanup()
 
     def _start_sidecar(self, kafka: Kafka) -> None:
-        binary = os.environ.get("SIDECAR_BIN")
-        if not binary:
-            pytest.fail("SIDECAR_BIN is not set: run `make test-python`, or `make build` and set it to bin/sidecar")
+        binary = sidecar_binary()
         directory = Path(self._directory.name)
         self._sidecar = subprocess.Popen(
             [

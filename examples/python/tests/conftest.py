@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from binary import sidecar_binary
 from broken_server import BrokenServer, Step
 from drivers import DRIVERS, Driver
 
@@ -31,9 +31,7 @@ class Sidecar:
 
 
 def start(directory: Path) -> Sidecar:
-    binary = os.environ.get("SIDECAR_BIN")
-    if not binary:
-        pytest.fail("SIDECAR_BIN is not set: run `make test-python`, or `make build` and set it to bin/sidecar")
+    binary = sidecar_binary()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         broker = f"127.0.0.1:{probe.getsockname()[1]}"

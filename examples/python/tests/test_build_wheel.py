@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from binary import sidecar_binary
 
 SCRIPT = Path(__file__).parents[1] / "build_wheel.py"
 
@@ -23,10 +22,7 @@ def refused(binary: str, destination: Path) -> str:
 
 def test_a_dynamic_binary_is_refused(tmp_path: Path) -> None:
     """The tags promise that it runs on any Linux."""
-    binary = os.environ.get("SIDECAR_BIN")
-    if not binary:
-        pytest.fail("SIDECAR_BIN is not set: run `make test-python`, or `make build` and set it to bin/sidecar")
-    assert "linked dynamically" in refused(binary, tmp_path / "dist")
+    assert "linked dynamically" in refused(sidecar_binary(), tmp_path / "dist")
 
 
 def test_what_is_no_program_is_refused(tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from binary import sidecar_binary
+
 HERE = Path(__file__).parent
 
 
 def test_the_demo_ends_as_it_should() -> None:
     run = subprocess.run(
         [sys.executable, str(HERE.parent / "demo" / "run_airflow_demo.py")],
-        env={**os.environ, "PYTHONPATH": str(HERE), "WORKFLOW_RESULTS_SIDECAR": os.environ["SIDECAR_BIN"]},
+        env={**os.environ, "PYTHONPATH": str(HERE), "WORKFLOW_RESULTS_SIDECAR": sidecar_binary()},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr

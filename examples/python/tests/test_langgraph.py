@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import Any, TypedDict
 from uuid import UUID, uuid4
 
 import pytest
+from binary import sidecar_binary
 from conftest import Sidecar
 from langchain_core.callbacks import BaseCallbackHandler, CallbackManager
 from langchain_core.runnables import RunnableConfig, RunnableLambda
@@ -106,7 +106,7 @@ class Sent:
 def await_result(sidecar: Sidecar, correlation_id: str) -> dict[str, Any]:
     waited = subprocess.run(
         [
-            os.environ["SIDECAR_BIN"], "await", "--brokers", sidecar.broker, "--since", "1h", "--timeout", "20s",
+            sidecar_binary(), "await", "--brokers", sidecar.broker, "--since", "1h", "--timeout", "20s",
             "--correlation-id", correlation_id,
         ],
         capture_output=True,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
+from binary import sidecar_binary
 
 from workflow_results import _binary
 
@@ -29,10 +29,7 @@ PROJECT = """
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    binary = os.environ.get("SIDECAR_BIN")
-    if not binary:
-        pytest.fail("SIDECAR_BIN is not set: run `make test-python`, or `make build` and set it to bin/sidecar")
-    monkeypatch.setenv(_binary.VARIABLE, binary)
+    monkeypatch.setenv(_binary.VARIABLE, sidecar_binary())
     return pytester
 
 

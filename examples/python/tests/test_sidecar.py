@@ -21,6 +21,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from binary import sidecar_binary
 
 from workflow_results import Receipt, SidecarClient, SidecarUnavailable, _binary
 from workflow_results._forwarder import parse
@@ -41,10 +42,7 @@ def publish(own: Sidecar, **more: Any) -> Receipt:
 
 @pytest.fixture
 def real() -> str:
-    binary = os.environ.get("SIDECAR_BIN")
-    if not binary:
-        pytest.fail("SIDECAR_BIN is not set: run `make test-python`, or `make build` and set it to bin/sidecar")
-    return binary
+    return sidecar_binary()
 
 
 @pytest.fixture
