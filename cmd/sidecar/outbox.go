@@ -285,7 +285,7 @@ func (c *outboxCheckCmd) Run(e *env) error {
 			fmt.Fprintln(e.stdout, p)
 		}
 		if len(problems) > 0 {
-			return fmt.Errorf("the outbox is damaged (%d problems): copy the directory, then run `sidecar outbox recover --data-dir %s --to NEWDIR`", len(problems), c.DataDir)
+			return fmt.Errorf("the outbox is damaged (%d problems): %s", len(problems), outbox.DamageHelp(c.DataDir))
 		}
 		st, err := o.Stats(e.ctx)
 		if err != nil {

@@ -52,7 +52,7 @@ func (o *Outbox) fatalError() error {
 }
 
 func (o *Outbox) setDamage(what string) {
-	text := what + "; " + damageHelp(o.opts.Dir)
+	text := what + "; " + DamageHelp(o.opts.Dir)
 	if o.damage.CompareAndSwap(nil, &text) {
 		o.log.Error("the outbox is damaged: intake and publishing are stopped", "reason", text)
 	}

@@ -128,13 +128,13 @@ func openFile(ctx context.Context, path string) (*sql.DB, *sql.Conn, error) {
 
 func explainOpen(path string, err error) error {
 	if isDamage(err) {
-		return fmt.Errorf("the outbox file %s is damaged: %w: %s", path, err, damageHelp(filepath.Dir(path)))
+		return fmt.Errorf("the outbox file %s is damaged: %w: %s", path, err, DamageHelp(filepath.Dir(path)))
 	}
 	return fmt.Errorf("open outbox %s: %w", path, err)
 }
 
-// damageHelp is what to do about damage.
-func damageHelp(dir string) string {
+// DamageHelp is what a person does about a damaged outbox in dir.
+func DamageHelp(dir string) string {
 	return fmt.Sprintf("end the sidecar, copy the directory, then run `sidecar outbox recover --data-dir %s --to NEWDIR`, which copies out every readable result", dir)
 }
 
