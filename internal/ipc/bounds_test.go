@@ -165,6 +165,11 @@ func TestBodiesOfUnknownLength(t *testing.T) {
 			t.Errorf("%d bytes, chunked: %s, want %d", n, a.text, want)
 		}
 	}
+	// It is not the topic that refuses this one.
+	a := h.post(event(uuid.New(), `{"x":"`+strings.Repeat("x", 600<<10)+`"}`))
+	if a.status != 413 || a.Limit != 512<<10 || strings.Contains(a.text, "topic") {
+		t.Errorf("600 KiB: %s", a.text)
+	}
 	if !h.srv.bodies.TryAcquire(1 << 20) {
 		t.Error("some bytes were not given back")
 	}

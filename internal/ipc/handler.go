@@ -159,7 +159,9 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, mediaType, wha
 	if err := checkMediaType(r, mediaType); err != nil {
 		return nil, err
 	}
-	limit = min(limit, s.opts.MaxInFlightBytes/2)
+	if most := s.opts.MaxInFlightBytes / 2; limit > most {
+		what, limit = "body", most
+	}
 	if r.ContentLength > limit {
 		return nil, tooLarge(what, r.ContentLength, limit)
 	}

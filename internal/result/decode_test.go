@@ -88,7 +88,7 @@ func TestSyntaxErrorOffset(t *testing.T) {
 
 func TestInvalidErrorText(t *testing.T) {
 	_, err := result.Decode(event(`,"error":7,"event_type":"x","also":1`), time.Now())
-	const want = `invalid result: event_type: must be "workflow.result"; error: must be a string; also: unknown field`
+	const want = `event_type: must be "workflow.result"; error: must be a string; also: unknown field`
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
@@ -122,7 +122,7 @@ func TestErrorsStaySmall(t *testing.T) {
 
 func TestUnknownFieldIsNamedOnce(t *testing.T) {
 	_, err := result.Decode(event(`,"x":1,"x":2`), time.Now())
-	if want := "invalid result: x: unknown field"; err == nil || err.Error() != want {
+	if want := "x: unknown field"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }

@@ -24,7 +24,7 @@ func (e *InvalidError) Error() string {
 	for i, f := range e.Fields {
 		parts[i] = f.Field + ": " + f.Msg
 	}
-	return "invalid result: " + strings.Join(parts, "; ")
+	return strings.Join(parts, "; ")
 }
 
 // validator turns a document into a Result and collects what is wrong with it.
