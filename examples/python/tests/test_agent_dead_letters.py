@@ -43,6 +43,7 @@ def test_invalid_triggers_are_put_aside_with_the_reason(world: World) -> None:
         given = letter.headers() or []
         told = {str(name): (value or b"").decode() for name, value in given if str(name).startswith(PREFIX)}
         assert reason in told[PREFIX + "reason"]
+        assert told[PREFIX + "group"] == world.group
         assert (told[PREFIX + "topic"], told[PREFIX + "partition"], told[PREFIX + "offset"]) == (
             world.triggers, "1", str(offset),
         )  # fmt: skip
@@ -53,7 +54,7 @@ def test_invalid_triggers_are_put_aside_with_the_reason(world: World) -> None:
 
 def test_not_committed_before_the_letter_is_there(world: World) -> None:
     world.kafka.delete_topic(world.dead_letters)
-    agent = world.agent()
+    agent = world.agent("graph", "--topic-partitions", "0")
     world.kafka.publish(world.triggers, ("k", b"no trigger"), partition=0)
     after = world.trigger()
     world.results(after)
@@ -61,6 +62,7 @@ def test_not_committed_before_the_letter_is_there(world: World) -> None:
     assert world.committed() <= 0
     world.kafka.create_topic(world.dead_letters)
     world.await_committed(2)
+    agent.await_log("the dead letter is delivered now", "offset=0")
     assert [letter.value() for letter in world.read(world.dead_letters)] == [b"no trigger"]
 
 

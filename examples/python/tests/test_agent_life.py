@@ -7,6 +7,7 @@ import signal
 import tempfile
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from agent_world import Agent, PromptKafka, World, release, world_fixture  # noqa: F401
@@ -110,6 +111,8 @@ def test_shut_out_for_good_it_ends(world: World) -> None:
     ("args", "says"),
     [
         (["agent_graphs:graph"], "--brokers"),
+        (["agent_graphs:graph", "--broker", "b:1"], "--brokers"),
+        (["agent_graphs:graph", "--brokers", "b:1", "--topic-replication-factor", "-2"], "from -1 to 1000"),
         (["agent_graphs:graph", "--brokers", "b:1", "--concurrency", "0"], "whole number from 1 to 1024"),
         (["agent_graphs:graph", "--brokers", "b:1", "--shutdown-timeout", "soon"], "number of seconds"),
         (["agent_graphs:graph", "--brokers", "b:1", "--kafka-config", "/nowhere.json"], "cannot read /nowhere.json"),
@@ -154,6 +157,26 @@ def test_all_of_it_from_the_environment(world: World) -> None:
     assert told["concurrency"] == 2
     event_id = world.trigger()
     world.results(event_id)
+
+
+def test_it_makes_the_topics_of_the_triggers(world: World) -> None:
+    topics = [world.triggers, world.dead_letters] = [f"new-{uuid4()}", f"new-{uuid4()}"]
+    agent = world.agent("graph", "--topic-partitions", "3")
+    for each in topics:
+        agent.await_log("topic made", each)
+    found = world.kafka.admin.list_topics(timeout=30).topics
+    assert [len(found[each].partitions) for each in topics] == [3, 3]
+    event_id = world.trigger(n=3, partition=2)
+    assert world.results(event_id)[event_id]["result"]["answer"] == 3
+
+
+def test_topics_that_it_may_not_make_are_told(world: World) -> None:
+    world.triggers = f"new-{uuid4()}"
+    agent = world.agent("graph", "--topic-replication-factor", "3")  # there is one broker
+    agent.await_log("could not be made", world.triggers, "replication factor")
+    world.kafka.create_topic(world.triggers)
+    event_id = world.trigger(n=3)
+    assert world.results(event_id)[event_id]["result"]["answer"] == 3
 
 
 def test_idle_it_stops_at_once(world: World) -> None:

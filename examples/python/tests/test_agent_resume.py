@@ -42,6 +42,24 @@ def test_interrupted_then_resumed_by_another_process(world: World) -> None:
     assert world.runs(event_id) == 1
 
 
+def test_resume_without_a_sidecar_runs_nothing(world: World) -> None:
+    agent = world.agent("durable")
+    event_id = world.trigger(do="interrupt")
+    agent.await_log("waits for `resume`", event_id)
+    world.stop_sidecar()
+    refused = resume(world, event_id, "--value", "1")
+    assert (refused.returncode, "Is it running" in refused.stderr) == (1, True), refused.stderr
+    assert world.runs(event_id, "work") == 1
+    world.start_sidecar()
+    assert resume(world, event_id, "--value", "1").returncode == 0
+    assert world.results(event_id)[event_id]["result"]["answer"] == 1
+
+
+def test_an_id_that_is_none_is_told(world: World) -> None:
+    wrong = resume(world, "run-1")
+    assert (wrong.returncode, "'run-1' is no UUID" in wrong.stderr) == (2, True), wrong.stderr
+
+
 def test_an_interrupted_trigger_that_is_read_again_is_not_run_again(world: World) -> None:
     first = world.agent("durable", kafka=QUICK)
     held = world.trigger(do="gate", gate=world.gate())  # it keeps the offsets behind it from being committed

@@ -200,12 +200,13 @@ def test_broker_that_is_away(agent: Agent, dags: Any) -> None:
     assert agent.of(run.id) == []
 
 
-def test_task_that_is_told_to_end(agent: Agent, dags: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Airflow's own handler of SIGTERM calls on_kill, in the thread that waits."""
+@pytest.mark.parametrize("dag", ["worker", "function_once"])
+def test_task_that_is_told_to_end(agent: Agent, dags: Any, dag: str) -> None:
+    """Airflow's own handler of SIGTERM calls on_kill, in the thread that waits, and does nothing else."""
     before = signal.getsignal(signal.SIGTERM)
     agent.on_wait = lambda trigger: Background(kill_once_it_waits, trigger["event_id"])
     try:
-        run = Run(dags["worker"], do="wait", workflow="review")
+        run = Run(dags[dag], do="wait", workflow="review")
     finally:
         signal.signal(signal.SIGTERM, before)
         agent.on_wait = lambda trigger: None

@@ -280,6 +280,15 @@ def test_a_run_from_an_older_checkpoint_is_no_interrupt(run: Runner, sent: Sent,
     assert run(wrap(graph), None, older, **sent.about).status == "success"
 
 
+def test_an_interrupt_that_nobody_can_resume_is_told(run: Runner, sent: Sent, caplog: pytest.LogCaptureFixture) -> None:
+    assert run(build(ask), {}, **sent.about).interrupted
+    assert "no checkpointer" in caplog.text
+    assert str(sent.about["correlation_id"]) in caplog.text
+    caplog.clear()
+    assert run(build(ask, checkpointer=InMemorySaver()), {}, thread(), **sent.about).interrupted
+    assert caplog.text == ""
+
+
 def test_a_thread_without_a_checkpointer(run: Runner, sent: Sent) -> None:
     assert run(build(pay), {}, thread(), **sent.about).status == "success"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID, uuid4
@@ -24,6 +25,8 @@ from workflow_results._graph_answer import (
 from workflow_results._handover import Identity, ahand_over, hand_over
 from workflow_results.aio import AsyncSidecarClient
 from workflow_results.client import SidecarClient
+
+_log = logging.getLogger("workflow_results")
 
 
 def run_and_publish(
@@ -72,9 +75,9 @@ def run_and_publish(
     try:
         output = graph.invoke(input, with_handler(config, watch), **invoke)
         if watch.interrupted or _shows_interrupts(output):
-            return RunOutcome(output, None, True, None)
+            return _interrupted(graph, output, identity)
         if not watch.called and (thread := _thread_config(config)) and graph.get_state(thread).next:
-            return RunOutcome(output, None, True, None)
+            return _interrupted(graph, output, identity)
         answer = judge(_state(output), failure, select)
     except WorkflowFailure as e:
         output, answer = e.result, failure_answer(e)
@@ -111,9 +114,9 @@ async def arun_and_publish(
     try:
         output = await graph.ainvoke(input, with_handler(config, watch), **invoke)
         if watch.interrupted or _shows_interrupts(output):
-            return RunOutcome(output, None, True, None)
+            return _interrupted(graph, output, identity)
         if not watch.called and (thread := _thread_config(config)) and (await graph.aget_state(thread)).next:
-            return RunOutcome(output, None, True, None)
+            return _interrupted(graph, output, identity)
         answer = judge(_state(output), failure, select)
     except WorkflowFailure as e:
         output, answer = e.result, failure_answer(e)
@@ -166,6 +169,17 @@ def _identity(
     if invoke.get("stream_mode", "values") != "values":
         raise TypeError("stream_mode cannot be given: the result is made of the final state, which is `values`")
     return Identity.of(correlation_id, workflow_id, workflow_run_id or thread_of(config) or str(uuid4()), generation)
+
+
+def _interrupted(graph: Any, output: Any, identity: Identity) -> RunOutcome:
+    """Leave the run as it is; say so aloud where it can never go on."""
+    if getattr(graph, "checkpointer", True) is None:  # a graph that runs elsewhere does not tell
+        _log.warning(
+            "the run for correlation ID %s is interrupted, and its graph has no checkpointer: nobody can resume it, "
+            "and it has no result. Compile the graph with a checkpointer that outlives the process",
+            identity.correlation_id,
+        )
+    return RunOutcome(output, None, True, None)
 
 
 def _state(output: Any) -> Any:

@@ -248,9 +248,10 @@ class Hub:
             self._tell("reading", trouble)
 
     def _tell(self, of: str, trouble: str) -> None:
-        """Keep a trouble for those who time out; log the first of its kind."""
+        """Keep a trouble for those who time out; log the first of its kind, quietly where nobody waits."""
         if of not in self._troubles:
-            _log.warning("topic %s: %s", self._topic, trouble)
+            level = logging.WARNING if self._waiting or self._joining else logging.DEBUG
+            _log.log(level, "topic %s: %s; trying on", self._topic, trouble)
         self._troubles[of] = trouble
 
     def _is_over(self) -> bool:

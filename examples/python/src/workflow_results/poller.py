@@ -63,7 +63,13 @@ class _Poller:
     ) -> Waiter:
         if at is not None and since is not None:
             raise ValueError("give a position or since, not both")
-        key = str(UUID(str(correlation_id)))
+        try:
+            key = str(UUID(str(correlation_id)))
+        except ValueError as e:
+            raise ValueError(
+                f"correlation_id is {correlation_id!r}, no UUID: it is the event_id of the trigger, "
+                "not the workflow_run_id"
+            ) from e
         begin: Position | datetime | None = dict(at) if at is not None else None
         if since is not None:
             begin = _time(since) - SKEW

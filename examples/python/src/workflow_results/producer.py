@@ -93,6 +93,8 @@ class WorkflowEventProducer:
             pydantic.ValidationError: a field is wrong.
             TypeError, ValueError: the payload cannot be written as JSON.
         """
+        if not isinstance(payload, Mapping):
+            raise TypeError(f"the payload becomes a JSON object: give a mapping, not a {type(payload).__qualname__}")
         event = WorkflowEvent.model_validate(
             {
                 "event_id": event_id or uuid4(),
@@ -196,7 +198,9 @@ class _Clients:
             self._by_timeout.clear()
 
     def explain(self, error: KafkaError) -> str:
-        """Tell beside a mere timeout what the client said about its brokers."""
+        """Tell beside a mere timeout what the client said about its brokers, and of a missing topic who makes it."""
+        if error.code() in (KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART):
+            return f"{error}. Make the topic, or start the agent, which does"
         last = self._last_error
         timed_out = error.code() == KafkaError._MSG_TIMED_OUT
         return f"{error} ({last})" if timed_out and last is not None else str(error)

@@ -91,6 +91,17 @@ with DAG("function", schedule=None, default_args=CALLBACKS):
     twice()
 
 
+with DAG("function_once", schedule=None, default_args=CALLBACKS):
+
+    @task
+    def once() -> Any:
+        context = get_current_context()
+        payload = {"do": context["dag_run"].conf["do"], "run": context["run_id"]}
+        return trigger_and_wait("review", payload, timeout=60).result["answer"]
+
+    once()
+
+
 def sensor_dag(dag_id: str, **mode: Any) -> None:
     """A task triggers and hands over the ID and the position; the result may be there before the sensor starts."""
     with DAG(dag_id, schedule=None, default_args=CALLBACKS):

@@ -22,7 +22,6 @@ from workflow_results.agent.logs import say
 from workflow_results.agent.patience import PatientSidecarClient
 from workflow_results.agent.resume import CannotResume, Resumed, resume
 from workflow_results.agent.runner import Runner
-from workflow_results.aio import AsyncSidecarClient
 from workflow_results.errors import SidecarError
 
 LEAVE_TIMEOUT = 4.0  # seconds beyond --shutdown-timeout in which the group must be left
@@ -120,7 +119,8 @@ def _resume(config: ResumeConfig) -> int:
 
 async def _resumed(config: ResumeConfig) -> Resumed:
     with ThreadPoolExecutor(1, "graph") as pool:
-        async with AsyncSidecarClient(config.socket) as sidecar:
+        # It asks for a few seconds before anything runs; what has run is offered until the sidecar takes it.
+        async with PatientSidecarClient(config.socket) as sidecar:
             graph = await graphs.load(config.graph, config.mode, pool)
             return await resume(
                 graph, sidecar, config.correlation_id, config.value, interrupt_id=config.interrupt_id,

@@ -123,20 +123,22 @@ class Answering:
         )  # fmt: skip
         if not outcome.interrupted:
             return Settlement(Settled.ANSWERED)
-        if self.checkpointed:
-            return _interrupted(event)
-        return await self._hand_over(identity, Answer("error", error=NO_CHECKPOINTER))
+        return await self._stuck(event, identity)
 
     async def _after(self, error: BaseException, event: WorkflowEvent, identity: Identity) -> Settlement:
         """See to it that a run that raised has its answer; usually it was published before it was raised."""
-        if isinstance(error, GraphBubbleUp) and self.checkpointed:
-            return _interrupted(event)
         if isinstance(error, GraphBubbleUp):
-            return await self._hand_over(identity, Answer("error", error=NO_CHECKPOINTER))
+            return await self._stuck(event, identity)
         say(logging.WARNING, "the run broke", **ids(event), error=where(error))
         if await self._sidecar.holds(identity.event_id):
             return Settlement(Settled.ANSWERED)
         return await self._hand_over(identity, error_answer(error))
+
+    async def _stuck(self, event: WorkflowEvent, identity: Identity) -> Settlement:
+        """Leave an interrupted run to its checkpointer; without one it is answered, for it can never go on."""
+        if self.checkpointed:
+            return _interrupted(event)
+        return await self._hand_over(identity, Answer("error", error=NO_CHECKPOINTER))
 
     async def _hand_over(self, identity: Identity, answer: Answer) -> Settlement:
         try:

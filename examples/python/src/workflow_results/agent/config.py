@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 from workflow_results.agent.graphs import Mode
 
@@ -61,6 +63,8 @@ class Config:
     dead_letter_topic: str
     group_id: str
     workflow_ids: frozenset[str]
+    topic_partitions: int  # 0: the agent makes no topics
+    topic_replication_factor: int
     concurrency: int
     max_trigger_bytes: int
     shutdown_timeout: float  # seconds
@@ -90,6 +94,7 @@ def parse(args: list[str] | None = None) -> Config | ResumeConfig:
     parser = argparse.ArgumentParser(
         prog="python -m workflow_results.agent",
         description="Runs a LangGraph graph for each trigger in Kafka, and hands the results to the sidecar.",
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = _Command(commands, "run", "Take triggers and answer them.", _RUN_EXAMPLE)
@@ -113,8 +118,9 @@ class _Command:
 
     def __init__(self, commands: Any, name: str, about: str, epilog: str) -> None:
         self._parser: argparse.ArgumentParser = commands.add_parser(
-            name, help=about, description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+            name, help=about, description=about, epilog=epilog, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
         given = _environment("GRAPH", None)
         self._parser.add_argument(
             "graph", nargs="?" if given else None, default=given, metavar="module:graph",
@@ -163,6 +169,10 @@ def _run_flags(run: _Command) -> None:
     run.flag("--brokers", "Kafka, as host:port,host:port", None, _text, required=True)
     run.flag("--triggers-topic", "where triggers come from", "workflow-triggers", _text, metavar="TOPIC")
     run.flag("--dead-letter-topic", "where invalid triggers go", "workflow-triggers-dlq", _text, metavar="TOPIC")
+    run.flag("--topic-partitions", "partitions of these two topics, where the agent makes them; 0: it makes none", "6",
+             _integer(0, 100_000), metavar="N")  # fmt: skip
+    run.flag("--topic-replication-factor", "replication factor, where it makes them; -1 is the brokers' default", "-1",
+             _integer(-1, 1000), metavar="N")  # fmt: skip
     run.flag("--group-id", "the consumer group; workflow-agent.WORKFLOW_ID if left out", None, _text)
     run.repeated("--workflow-id", "take the triggers of this workflow only; may be repeated", "workflow_ids")
     run.flag("--concurrency", "graphs that run at once", "4", _integer(1, 1024), metavar="N")
@@ -173,7 +183,7 @@ def _run_flags(run: _Command) -> None:
 
 
 def _resume_flags(resume: _Command) -> None:
-    resume.flag("--correlation-id", "the event ID of the trigger", None, _text, required=True)
+    resume.flag("--correlation-id", "the event ID of the trigger", None, _uuid, required=True)
     resume.flag("--value", "what the interrupt returns, as JSON; leave it out at a breakpoint", NOTHING, _json)
     resume.flag("--interrupt-id", "which interrupt, where several wait", None, _text)
     resume.flag("--workflow-id", "which workflow; the checkpoint tells if left out", None, _text)
@@ -190,6 +200,13 @@ def _text(value: str) -> str:
     return value
 
 
+def _uuid(value: str) -> str:
+    try:
+        return str(UUID(value))
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{value!r} is no UUID; the agent's log names it as correlation_id") from e
+
+
 def _one_of(*allowed: str) -> Callable[[str], str]:
     def check(value: str) -> str:
         if value not in allowed:
@@ -201,7 +218,7 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
     def check(value: str) -> int:
-        if not value.isascii() or not value.isdigit() or not low <= int(value) <= high:
+        if not re.fullmatch("-?[0-9]{1,18}", value) or not low <= int(value) <= high:
             raise argparse.ArgumentTypeError(f"{value!r} is no whole number from {low} to {high}")
         return int(value)
 

@@ -17,6 +17,7 @@ from workflow_results.agent.dead_letter import DeadLetters
 from workflow_results.agent.logs import Interval, say
 from workflow_results.agent.offsets import PartitionOffsets
 from workflow_results.agent.runner import Key, Runner, key_of
+from workflow_results.agent.topics import TopicMaker
 from workflow_results.agent.trigger import InvalidTrigger, read_trigger
 from workflow_results.connection import Connection
 from workflow_results.events import WorkflowEvent
@@ -54,7 +55,11 @@ class Agent:
         self._runner = runner
         self._connection = Connection(config.brokers, config.kafka)
         self._consumer = Consumer(self._consumer_settings())
-        self._letters = DeadLetters(self._connection, config.dead_letter_topic, self._on_error)
+        self._letters = DeadLetters(self._connection, config.dead_letter_topic, config.group_id, self._on_error)
+        self._topics = TopicMaker(
+            self._connection, [config.triggers_topic, config.dead_letter_topic] if config.topic_partitions else [],
+            config.topic_partitions, config.topic_replication_factor, self._on_error,
+        )  # fmt: skip
         self._partitions: dict[tuple[str, int], PartitionOffsets] = {}
         self._paused: set[tuple[str, int]] = set()
         self._runs: dict[Key, Run] = {}
@@ -112,6 +117,7 @@ class Agent:
             if message is not None:
                 self._take(message)
         self._letters.poll()
+        self._topics.poll()
         self._commit()
         if self._fatal is not None:
             raise KafkaException(self._fatal)

@@ -29,13 +29,14 @@ class _Letter:
     of: dict[str, object]  # topic, partition, offset: for the log
     delivered: Callable[[], None]
     retry_at: float = 0.0
+    failed: bool = False
 
 
 class DeadLetters:
     """Sends records to the dead-letter topic until each is confirmed. For one thread; callbacks come from `poll`."""
 
-    def __init__(self, connection: Connection, topic: str, on_error: Callable[[KafkaError], None]) -> None:
-        """Make the producer; nothing is sent yet."""
+    def __init__(self, connection: Connection, topic: str, group: str, on_error: Callable[[KafkaError], None]) -> None:
+        """Make the producer; nothing is sent yet. Each letter names the group: each puts aside its own copy."""
         settings = {
             "message.timeout.ms": 0,  # try for ever: an offset is not committed before its letter is confirmed
             "message.max.bytes": MAX_BYTES,
@@ -43,13 +44,14 @@ class DeadLetters:
         }
         self._producer = Producer(connection.producer(on_error, **settings))
         self._topic = topic
+        self._group = group
         self._again: list[_Letter] = []
         self.pending = 0
 
     def send(self, record: Message, reason: str, delivered: Callable[[], None]) -> None:
         """Send a record as it came, with headers of ours behind its own; ``delivered`` is called once it is there."""
         place: dict[str, object] = {"topic": record.topic(), "partition": record.partition(), "offset": record.offset()}
-        added = {"reason": reason, **place, "timestamp": record.timestamp()[1]}
+        added = {"reason": reason, "group": self._group, **place, "timestamp": record.timestamp()[1]}
         headers: Headers = list(_headers(record))
         headers += [(PREFIX + name, str(value).encode("utf-8", "backslashreplace")) for name, value in added.items()]
         say(logging.WARNING, "a trigger goes to the dead letters", **place, reason=reason)
@@ -70,6 +72,8 @@ class DeadLetters:
             if error is not None:
                 self._failed(letter, error)
                 return
+            if letter.failed:
+                say(logging.INFO, "the dead letter is delivered now", to=self._topic, **letter.of)
             self.pending -= 1
             letter.delivered()
 
@@ -92,6 +96,7 @@ class DeadLetters:
     def _retry(self, letter: _Letter, cause: str) -> None:
         say(logging.ERROR, "a dead letter could not be delivered; it is sent again", to=self._topic, **letter.of,
             cause=cause)  # fmt: skip
+        letter.failed = True
         letter.retry_at = time.monotonic() + RETRY
         self._again.append(letter)
 

@@ -63,7 +63,10 @@ async def resume(
         raise CannotResume("the graph has no checkpointer: no run of it can be resumed")
     state = await graph.aget_state(config)
     if state.created_at is None:
-        raise CannotResume(f"no run of correlation ID {correlation_id} in the checkpointer")
+        raise CannotResume(
+            f"the checkpointer has no run of correlation ID {correlation_id}. Is that the trigger's event_id, and the "
+            "checkpointer the one that the agent uses?"
+        )
     event = _event(correlation_id, state.metadata or {}, workflow_id, workflow_run_id)
     identity = Identity.of(event.event_id, event.workflow_id, event.workflow_run_id, 0)
     if (held := await _held(sidecar, identity.event_id)) is not None:

@@ -14,6 +14,7 @@ from airflow.sdk import get_current_context
 from workflow_results.airflow.attempt import Ledger
 from workflow_results.airflow.errors import WorkflowResultUnreadable, WorkflowTimedOut
 from workflow_results.airflow.hook import PUBLISH_TIMEOUT, RESULTS_TOPIC, TIMEOUT, TRIGGERS_TOPIC, WorkflowResultHook
+from workflow_results.airflow.killable import killable_wait
 from workflow_results.airflow.round_trip import LOOK_BACK, Beginning, Request, conclude, ensure_triggered
 from workflow_results.result import ResultStreamError, ResultTimeout, WorkflowResult
 
@@ -56,6 +57,7 @@ def trigger_and_wait(
         WorkflowTimedOut: no result came in time.
         WorkflowNotTriggered: Kafka did not confirm the trigger.
         WorkflowResultUnreadable: the results topic cannot be read.
+        WorkflowWaitKilled: the task was told to end; the workflow goes on, and a retry waits for it.
     """
     hook = WorkflowResultHook(kafka_config_id, triggers_topic=triggers_topic, results_topic=results_topic)
     request = Request(workflow_id, payload if payload is not None else {}, workflow_run_id)
@@ -64,7 +66,8 @@ def trigger_and_wait(
     attempt = ensure_triggered(hook, request, ledger, publish_timeout)
     beginning = Beginning.of(attempt, look_back)
     try:
-        found = hook.wait(attempt.event_id, workflow_id, limit, beginning.position, beginning.since)
+        with killable_wait(attempt.event_id):
+            found = hook.wait(attempt.event_id, workflow_id, limit, beginning.position, beginning.since)
     except ResultTimeout as e:
         raise WorkflowTimedOut(
             f"workflow {workflow_id} gave no result within {limit:g} s: {e}. "
