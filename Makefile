@@ -80,6 +80,11 @@ bench: need-test kafka ## The figures, three runs: intake, line, limits, memory 
 	go test -tags kafka -run '^$$' -bench . -benchtime 1x -count 3 -timeout 60m ./test/bench -for 4s
 	go test -run '^$$' -bench . ./internal/...
 
+.PHONY: soak
+soak: need-test kafka ## An hour at 500 results/s with retention on: nothing grows (SOAK=1h)
+	$(call stage,soak,go test -tags kafka -run '^TestSoak$$' -count 1 -v -timeout 3h ./test -soak $(SOAK) -soak-csv $(CURDIR)/docs/reliability/soak.csv)
+SOAK ?= 1h
+
 .PHONY: lint
 lint: .cache/golangci-$(GOLANGCI_VERSION)/golangci-lint ## golangci-lint with the list in .golangci.yml
 	$(call stage,lint,.cache/golangci-$(GOLANGCI_VERSION)/golangci-lint run --build-tags kafka ./...)

@@ -65,6 +65,9 @@ type status struct {
 		Pending int64  `json:"pending"`
 		Parked  int64  `json:"parked"`
 		LastSeq int64  `json:"last_seq"`
+		Held    int64  `json:"held"`
+		File    int64  `json:"file_bytes"`
+		WAL     int64  `json:"wal_bytes"`
 	} `json:"outbox"`
 	Publisher struct {
 		State     string `json:"state"`

@@ -33,6 +33,7 @@ type LoadConfig struct {
 	Count  int    // results per connection; 0: until ctx ends
 	Sizes  []int  // about how many bytes a payload has, in turn; empty: 100
 	Keys   int    // correlation IDs per connection, in turn; 0: a new one for each result
+	Rate   int    // results per second of all connections at most; 0: as fast as they are answered
 	Query  string // added to /v1/results, for instance "wait=published&timeout=5s"
 }
 
@@ -42,6 +43,7 @@ type LoadConfig struct {
 type Load struct {
 	cfg   LoadConfig
 	group *errgroup.Group
+	turns <-chan time.Time // nil: nobody waits for a turn
 
 	mu      sync.Mutex
 	acked   []Acked
@@ -59,6 +61,11 @@ func StartLoad(ctx context.Context, t testing.TB, cfg LoadConfig) *Load {
 	ctx, cancel := context.WithCancel(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	l := &Load{cfg: cfg, group: group, changed: make(chan struct{})}
+	if cfg.Rate > 0 {
+		ticker := time.NewTicker(time.Second / time.Duration(cfg.Rate))
+		t.Cleanup(ticker.Stop)
+		l.turns = ticker.C
+	}
 	for conn := range max(cfg.Conns, 1) {
 		client := SocketClient(t, cfg.Socket)
 		client.Timeout = 30 * time.Second
@@ -119,6 +126,13 @@ func (l *Load) send(ctx context.Context, client *http.Client, conn int) error {
 		keys = append(keys, uuid.New())
 	}
 	for i := 0; ctx.Err() == nil && (l.cfg.Count == 0 || i < l.cfg.Count); i++ {
+		if l.turns != nil {
+			select {
+			case <-l.turns:
+			case <-ctx.Done():
+				return nil
+			}
+		}
 		a := Acked{EventID: uuid.New(), CorrelationID: uuid.New(), Conn: conn}
 		if len(keys) > 0 {
 			a.CorrelationID = keys[i%len(keys)]
