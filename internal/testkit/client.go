@@ -30,7 +30,7 @@ func createTopic(t testing.TB, addrs []string, topic string, partitions int32, c
 		values[pair[0]] = &pair[1]
 	}
 	adm := kadm.NewClient(newClient(t, addrs, nil))
-	if _, err := adm.CreateTopic(ctx, partitions, 1, values, topic); err != nil {
+	if _, err := adm.CreateTopic(ctx, partitions, -1, values, topic); err != nil {
 		t.Fatalf("create topic %s: %v", topic, err)
 	}
 	err := poll(ctx, func(ctx context.Context) error { // a new topic has no leader for a moment

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,9 @@ type kafkaConfig struct {
 	properties []string
 	release    string
 	secure     *Authority
+	proxied    bool
+	node       int      // of a cluster, from 1
+	voters     []string // the controllers of a cluster, host:port, by node
 }
 
 // WithProperties adds lines to server.properties; a later line wins over ours.
@@ -51,6 +55,12 @@ func WithSecurity(a *Authority) KafkaOption {
 	return func(c *kafkaConfig) { c.secure = a }
 }
 
+// WithProxy adds a listener whose advertised address is a Proxy's, which begins
+// with the broker: clients that come through it stay on it.
+func WithProxy() KafkaOption {
+	return func(c *kafkaConfig) { c.proxied = true }
+}
+
 // SASLPassword is the password of User:plain.
 const SASLPassword = "plain-s3cret"
 
@@ -62,6 +72,9 @@ type Kafka struct {
 	addr       string
 	controller string
 	secure     string
+	behind     string // the listener behind the proxy
+	front      string // the proxy's address
+	proxy      *Proxy
 	out        *output
 	proc       *Process // nil while it is stopped
 }
@@ -70,20 +83,65 @@ type Kafka struct {
 // and transactions. The broker ends with the test.
 func StartKafka(t testing.TB, opts ...KafkaOption) *Kafka {
 	t.Helper()
-	k, err := newKafka(t.TempDir(), opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	showOnFailure(t, "Kafka", k.out)
-	t.Cleanup(k.end)
+	k := layOut(t, opts)
 	if err := k.start(); err != nil {
 		t.Fatal(err)
 	}
 	return k
 }
 
+// StartCluster starts so many brokers, each a controller too, whose topics have
+// as many replicas by default and take writes while one broker is away.
+func StartCluster(t testing.TB, n int, opts ...KafkaOption) []*Kafka {
+	t.Helper()
+	voters, err := freePorts(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replicas := strconv.Itoa(n)
+	insync := strconv.Itoa(n - 1)
+	brokers := make([]*Kafka, n)
+	for i := range n {
+		brokers[i] = layOut(t, append([]KafkaOption{
+			func(c *kafkaConfig) { c.node, c.voters = i+1, voters },
+			WithProperties("default.replication.factor="+replicas, "min.insync.replicas="+insync,
+				"offsets.topic.replication.factor="+replicas, "transaction.state.log.replication.factor="+replicas,
+				"transaction.state.log.min.isr="+insync),
+		}, opts...))
+	}
+	for _, k := range brokers { // none is ready before most are there
+		if err := k.launch(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, k := range brokers {
+		if err := k.awaitReady(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return brokers
+}
+
+// layOut makes a broker that ends with the test, and its proxy; it is not started.
+func layOut(t testing.TB, opts []KafkaOption) *Kafka {
+	t.Helper()
+	k, err := newKafka(t.TempDir(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	showOnFailure(t, "Kafka", k.out)
+	t.Cleanup(k.end)
+	if k.front != "" {
+		k.proxy = StartProxy(t, k.front, k.behind)
+	}
+	return k
+}
+
 // Addr is the broker's host:port; it stays the same over restarts.
 func (k *Kafka) Addr() string { return k.addr }
+
+// Proxy stands before the broker; only with WithProxy.
+func (k *Kafka) Proxy() *Proxy { return k.proxy }
 
 // SecureAddr is the host:port of the listener of WithSecurity.
 func (k *Kafka) SecureAddr() string { return k.secure }
@@ -94,7 +152,7 @@ func (k *Kafka) Client(t testing.TB, opts ...kgo.Opt) *kgo.Client {
 	return newClient(t, []string{k.addr}, opts)
 }
 
-// CreateTopic makes a topic with replication factor 1; configs are key, value, key, value.
+// CreateTopic makes a topic with the broker's default of replicas; configs are key, value, key, value.
 func (k *Kafka) CreateTopic(t testing.TB, topic string, partitions int32, configs ...string) {
 	t.Helper()
 	createTopic(t, []string{k.addr}, topic, partitions, configs)
@@ -157,11 +215,22 @@ func newKafka(dir string, opts []KafkaOption) (*Kafka, error) {
 	if err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(3)
+	ports, err := freePorts(5)
 	if err != nil {
 		return nil, err
 	}
 	k := &Kafka{dir: dir, libs: libs, addr: ports[0], controller: ports[1], secure: ports[2], out: &output{}}
+	if cfg.voters != nil {
+		k.controller = cfg.voters[cfg.node-1]
+	}
+	if cfg.proxied {
+		k.behind, k.front = ports[3], ports[4]
+		cfg.properties = append([]string{
+			"listeners=PLAINTEXT://" + k.addr + ",PROXIED://" + k.behind + ",CONTROLLER://" + k.controller,
+			"advertised.listeners=PLAINTEXT://" + k.addr + ",PROXIED://" + k.front,
+			"listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
+		}, cfg.properties...)
+	}
 	if cfg.secure != nil {
 		lines, err := k.securityProperties(cfg.secure)
 		if err != nil {
@@ -178,10 +247,17 @@ func newKafka(dir string, opts []KafkaOption) (*Kafka, error) {
 func (k *Kafka) propertiesFile() string { return filepath.Join(k.dir, "server.properties") }
 
 func (k *Kafka) properties(cfg kafkaConfig) string {
+	node, voters := max(cfg.node, 1), []string{"1@" + k.controller}
+	if cfg.voters != nil {
+		voters = nil
+		for i, addr := range cfg.voters {
+			voters = append(voters, fmt.Sprintf("%d@%s", i+1, addr))
+		}
+	}
 	return strings.Join(append([]string{
 		"process.roles=broker,controller",
-		"node.id=1",
-		"controller.quorum.voters=1@" + k.controller,
+		"node.id=" + strconv.Itoa(node),
+		"controller.quorum.voters=" + strings.Join(voters, ","),
 		"listeners=PLAINTEXT://" + k.addr + ",CONTROLLER://" + k.controller,
 		"advertised.listeners=PLAINTEXT://" + k.addr,
 		"listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
@@ -239,6 +315,13 @@ func (k *Kafka) format(cfg kafkaConfig) error {
 }
 
 func (k *Kafka) start() error {
+	if err := k.launch(); err != nil {
+		return err
+	}
+	return k.awaitReady()
+}
+
+func (k *Kafka) launch() error {
 	cmd := exec.Command("java", "-Xms128m", "-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
 		"-cp", filepath.Join(k.libs, "*"), "kafka.Kafka", k.propertiesFile())
 	cmd.Dir = k.dir
@@ -247,6 +330,11 @@ func (k *Kafka) start() error {
 		return err
 	}
 	k.proc = proc
+	return nil
+}
+
+func (k *Kafka) awaitReady() error {
+	proc := k.proc
 	ctx, cancel := context.WithTimeoutCause(context.Background(), readyTimeout, fmt.Errorf("not ready after %s", readyTimeout))
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)

@@ -5,6 +5,7 @@ package testkit
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -124,5 +125,38 @@ func TestConsumeWaitsForAnOpenTransactionAndLeavesOutAborted(t *testing.T) {
 	}
 	if records := <-read; len(records) != 1 || string(records[0].Value) != "held" {
 		t.Errorf("read %d records, want the one that was held", len(records))
+	}
+}
+
+func TestAClusterOfThree(t *testing.T) {
+	brokers := StartCluster(t, 3)
+	createTopic(t, []string{brokers[0].Addr()}, "replicated", 1, nil)
+	cl := newClient(t, []string{brokers[0].Addr(), brokers[1].Addr(), brokers[2].Addr()}, nil)
+	brokers[1].Kill(t)
+	if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "replicated", Value: []byte("x")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	brokers[1].Start(t)
+}
+
+func TestAProxyBeforeABroker(t *testing.T) {
+	k := StartKafka(t, WithProxy())
+	k.CreateTopic(t, "proxied", 1)
+	var produced atomic.Int32
+	k.Proxy().Set(func(f Frame) Verdict {
+		if f.Key == kmsg.NewPtrProduceRequest().Key() && f.Answer && produced.Add(1) == 1 {
+			return CutHalf
+		}
+		return Pass
+	})
+	cl := newClient(t, []string{k.Proxy().Addr()}, nil)
+	if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "proxied", Value: []byte("x")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	if n := produced.Load(); n != 2 {
+		t.Errorf("%d answers to Produce, want the cut one and its repetition", n)
+	}
+	if records := Consume(t, k.Addr(), "proxied"); len(records) != 1 {
+		t.Errorf("%d records", len(records))
 	}
 }
