@@ -80,6 +80,11 @@ bench: need-test kafka ## The figures, three runs: intake, line, limits, memory 
 	go test -tags kafka -run '^$$' -bench . -benchtime 1x -count 3 -timeout 60m ./test/bench -for 4s
 	go test -run '^$$' -bench . ./internal/...
 
+.PHONY: torture
+torture: need-test kafka ## Kills, power cuts and faults in numbers (ROUNDS=200 kills in each mode of delivery)
+	$(call stage,torture,go test -tags kafka -run '^Test(Killed|Power)' -count 1 -v -timeout 3h ./test -rounds $(ROUNDS) -cuts $$(($(ROUNDS) / 10)))
+ROUNDS ?= 200
+
 .PHONY: soak
 soak: need-test kafka ## An hour at 500 results/s with retention on: nothing grows (SOAK=1h)
 	$(call stage,soak,go test -tags kafka -run '^TestSoak$$' -count 1 -v -timeout 3h ./test -soak $(SOAK) -soak-csv $(CURDIR)/docs/reliability/soak.csv)

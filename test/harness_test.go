@@ -53,10 +53,16 @@ func newLine(t *testing.T, broker string, extra ...string) *line {
 // start starts the sidecar and waits until it accepts results.
 func (l *line) start(args ...string) *testkit.Process {
 	l.t.Helper()
-	all := append([]string{"run", "--socket", l.socket, "--data-dir", l.data, "--brokers", l.broker, "--topic", l.topic, "--linger", "0s"}, l.extra...)
-	p := testkit.StartSidecar(l.t, l.bin, slices.Concat(l.env, all, args)...)
+	p := l.launch(args...)
 	p.WaitReady(l.t, l.socket)
 	return p
+}
+
+// launch starts the sidecar and does not wait.
+func (l *line) launch(args ...string) *testkit.Process {
+	l.t.Helper()
+	all := append([]string{"run", "--socket", l.socket, "--data-dir", l.data, "--brokers", l.broker, "--topic", l.topic, "--linger", "0s"}, l.extra...)
+	return testkit.StartSidecar(l.t, l.bin, slices.Concat(l.env, all, args)...)
 }
 
 type status struct {

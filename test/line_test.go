@@ -4,7 +4,6 @@ package test
 
 import (
 	"context"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,50 +18,6 @@ import (
 )
 
 var sizes = []int{50, 1000, 200, 8000}
-
-func TestKilledTenTimesInMidLoad(t *testing.T) {
-	broker := testkit.SharedKafka(t)
-	l := newLine(t, broker.Addr())
-	p := l.start()
-	ctx, cancel := context.WithCancel(t.Context())
-	load := testkit.StartLoad(ctx, t, testkit.LoadConfig{Socket: l.socket, Conns: 16, Sizes: sizes, Keys: 4})
-	for range 10 {
-		awaitAcked(t, load, len(load.Acked())+200+rand.IntN(400))
-		p.Kill(t)
-		p = l.start()
-	}
-	awaitAcked(t, load, len(load.Acked())+100)
-	cancel()
-	if err := load.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	l.drained()
-	l.stop(p)
-	acked := load.Acked()
-	t.Logf("%d acknowledged", len(acked))
-	testkit.CheckExactlyOnce(t, acked, testkit.Consume(t, broker.Addr(), l.topic))
-}
-
-func TestKilledInAtLeastOnce(t *testing.T) {
-	broker := testkit.SharedKafka(t)
-	l := newLine(t, broker.Addr(), "--delivery", "at-least-once")
-	p := l.start()
-	ctx, cancel := context.WithCancel(t.Context())
-	load := testkit.StartLoad(ctx, t, testkit.LoadConfig{Socket: l.socket, Conns: 16, Sizes: sizes, Keys: 4})
-	for range 3 {
-		awaitAcked(t, load, len(load.Acked())+500)
-		p.Kill(t)
-		p = l.start()
-	}
-	cancel()
-	if err := load.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	l.drained()
-	l.stop(p)
-	n := testkit.CheckAtLeastOnce(t, load.Acked(), testkit.Consume(t, broker.Addr(), l.topic))
-	t.Logf("%d acknowledged, %d duplicates", len(load.Acked()), n)
-}
 
 func TestBrokerAwayInMidLoad(t *testing.T) {
 	broker := testkit.StartKafka(t)
