@@ -127,7 +127,7 @@ func openFile(ctx context.Context, path string) (*sql.DB, *sql.Conn, error) {
 }
 
 func explainOpen(path string, err error) error {
-	if isDamage(err) {
+	if isDamage(err) || errors.Is(err, errWALDamaged) {
 		return fmt.Errorf("the outbox file %s is damaged: %w: %s", path, err, DamageHelp(filepath.Dir(path)))
 	}
 	return fmt.Errorf("open outbox %s: %w", path, err)

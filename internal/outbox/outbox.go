@@ -158,6 +158,9 @@ func Open(ctx context.Context, opts Options) (*Outbox, error) {
 		pending:       make(chan struct{}, 1),
 		checkpointDue: make(chan struct{}, 1),
 	}
+	if err := checkWAL(walOf(opts.Dir)); err != nil { // before SQLite mends it in its own way
+		return nil, errors.Join(explainOpen(o.path(), err), lock.Close())
+	}
 	o.db, o.conn, err = openFile(ctx, o.path())
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -50,7 +51,12 @@ func Recover(ctx context.Context, from, to string, allowNetworkFS bool) (rep Rec
 		return rep, err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	src, err := openDamaged(ctx, from)
+	readable, done, err := mendedWAL(from, filepath.Dir(to))
+	if err != nil {
+		return rep, err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	src, err := openDamaged(ctx, readable)
 	if err != nil {
 		return rep, err
 	}
@@ -64,6 +70,44 @@ func Recover(ctx context.Context, from, to string, allowNetworkFS bool) (rep Rec
 	}
 	defer func() { err = errors.Join(err, dst.Close()) }()
 	return salvage{src: src, dst: dst}.run(ctx)
+}
+
+// mendedWAL returns a directory whose file SQLite reads to the end: from itself,
+// or, where the write-ahead log is damaged in its middle, one beside the new outbox
+// with the log's whole frames in the file; done removes that.
+func mendedWAL(from, beside string) (dir string, done func() error, err error) {
+	err = checkWAL(walOf(from))
+	if !errors.Is(err, errWALDamaged) {
+		return from, func() error { return nil }, err
+	}
+	if err := os.MkdirAll(beside, 0o700); err != nil {
+		return "", nil, fmt.Errorf("make the directory of the new outbox: %w", err)
+	}
+	if dir, err = os.MkdirTemp(beside, "recover-"); err != nil {
+		return "", nil, fmt.Errorf("make a directory for a copy: %w", err)
+	}
+	done = func() error { return os.RemoveAll(dir) }
+	if err := copyWithWAL(from, dir); err != nil {
+		return "", nil, errors.Join(err, done())
+	}
+	return dir, done, nil
+}
+
+func copyWithWAL(from, to string) (err error) {
+	src, err := os.Open(filepath.Join(from, fileName))
+	if err != nil {
+		return fmt.Errorf("open the damaged file: %w", err)
+	}
+	defer func() { _ = src.Close() }() // it is only read
+	dst, err := os.OpenFile(filepath.Join(to, fileName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("make the copy: %w", err)
+	}
+	defer func() { err = errors.Join(err, dst.Close()) }()
+	if _, err := io.Copy(dst, src); err != nil {
+		return fmt.Errorf("copy the damaged file: %w", err)
+	}
+	return applyWAL(walOf(from), dst)
 }
 
 // openDamaged opens the file for reading without the checks of a start.
