@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -32,6 +33,7 @@ type line struct {
 	topic  string
 	extra  []string
 
+	as  int      // the user that it runs as; 0: the test's own
 	env []string // variables of the sidecar's own, NAME=value
 }
 
@@ -62,7 +64,11 @@ func (l *line) start(args ...string) *testkit.Process {
 func (l *line) launch(args ...string) *testkit.Process {
 	l.t.Helper()
 	all := append([]string{"run", "--socket", l.socket, "--data-dir", l.data, "--brokers", l.broker, "--topic", l.topic, "--linger", "0s"}, l.extra...)
-	return testkit.StartSidecar(l.t, l.bin, slices.Concat(l.env, all, args)...)
+	bin := l.bin
+	if l.as != 0 {
+		bin, all = "setpriv", append([]string{"--reuid", strconv.Itoa(l.as), "--clear-groups", l.bin}, all...)
+	}
+	return testkit.StartSidecar(l.t, bin, slices.Concat(l.env, all, args)...)
 }
 
 type status struct {

@@ -89,6 +89,15 @@ func (v *volume) powerOn() {
 	v.mount()
 }
 
+// fail lets ext4 find an error; with errors=remount-ro it can only be read from then on.
+func (v *volume) fail() {
+	v.t.Helper()
+	trigger := filepath.Join("/sys/fs/ext4", filepath.Base(v.device), "trigger_fs_error")
+	if err := os.WriteFile(trigger, []byte("1"), 0); err != nil {
+		v.t.Fatal(err)
+	}
+}
+
 func (v *volume) run(name string, args ...string) {
 	v.t.Helper()
 	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {

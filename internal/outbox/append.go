@@ -94,8 +94,10 @@ func (tx *transaction) append(r *result.Result) (Outcome, error) {
 	if found {
 		return tx.held(r, seq)
 	}
-	if fits, err := tx.makeRoom(size); err != nil || !fits {
-		return Outcome{Err: ErrFull}, err
+	for _, fits := range []func(int64) (bool, error){tx.roomFor, tx.makeRoom} {
+		if ok, err := fits(size); err != nil || !ok {
+			return Outcome{Err: ErrFull}, err
+		}
 	}
 	seq = tx.state.lastSeq + 1
 	_, err = tx.o.stmts.insert.Exec(seq, r.EventID[:], r.CorrelationID[:], r.WorkflowID, r.WorkflowRunID, string(r.Status),

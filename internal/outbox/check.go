@@ -10,6 +10,9 @@ import (
 // per million rows, and holds back checkpoints while it runs.
 const quickCheckLimit = time.Minute
 
+// maxProblems is how many altered results are named.
+const maxProblems = 100
+
 // quickCheck looks for damage in the background after an unclean end.
 func (o *Outbox) quickCheck(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, quickCheckLimit)
@@ -38,7 +41,31 @@ func (o *Outbox) Check(ctx context.Context) ([]string, error) {
 		return problems, err
 	}
 	o.sound.Store(true)
-	return o.checkCounters(ctx)
+	problems, err = o.checkCounters(ctx)
+	if err != nil {
+		return problems, err
+	}
+	altered, err := o.checkDigests(ctx)
+	return append(problems, altered...), err
+}
+
+// checkDigests compares each content that is still there with its digest.
+func (o *Outbox) checkDigests(ctx context.Context) (problems []string, err error) {
+	rows, err := o.readers.QueryContext(ctx, `SELECT `+resultColumns+` FROM results WHERE result IS NOT NULL`)
+	if err != nil {
+		return nil, o.judge(fmt.Errorf("read results: %w", err))
+	}
+	defer func() { _ = rows.Close() }() // rows.Err tells what matters
+	for rows.Next() {
+		row, err := scanAny(rows)
+		if err != nil {
+			return problems, o.judge(err)
+		}
+		if !intact(row) && len(problems) < maxProblems {
+			problems = append(problems, fmt.Sprintf("seq %v: %v", row[0], errAltered))
+		}
+	}
+	return problems, rows.Err()
 }
 
 func (o *Outbox) integrity(ctx context.Context, pragma string) ([]string, error) {

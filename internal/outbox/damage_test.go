@@ -336,3 +336,35 @@ func TestAnEmptyFileIsNoOutbox(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestAlteredContent: bits that turn over within a payload damage no structure of
+// SQLite's. It is neither published nor recovered, and the check names it.
+func TestAlteredContent(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	filled(t, dir, 9)
+	file := readFile(t, dir)
+	at := bytes.Index(file, []byte(marker(6)))
+	file[at+5] ^= 1
+	writeFile(t, dir, file)
+	o, err := Open(ctx, testOptions(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if problems, err := o.Check(ctx); err != nil || len(problems) != 1 || !strings.Contains(problems[0], "seq 7: ") {
+		t.Errorf("%q %v", problems, err)
+	}
+	if rows, err := o.Next(ctx, 3, 100, 1<<20); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "digest") || rows != nil {
+		t.Errorf("%d rows, %v", len(rows), err)
+	}
+	if err := o.Ready(); err == nil || !strings.Contains(err.Error(), "sidecar outbox recover") {
+		t.Errorf("%v", err)
+	}
+	if err := o.Close(); err != nil {
+		t.Error(err)
+	}
+	rep, err := Recover(ctx, dir, filepath.Join(t.TempDir(), "new"), false)
+	if err != nil || rep.Copied != 8 || rep.Unreadable != 1 {
+		t.Errorf("%+v %v", rep, err)
+	}
+}

@@ -10,6 +10,10 @@ import (
 // opens the file anew (see isFailedSync).
 var ErrBroken = errors.New("the outbox must be opened anew")
 
+// errAltered is content that is no longer what was accepted: the disk has turned
+// bits over where SQLite has no structure that would show it.
+var errAltered = errors.New("the content does not have its digest any more")
+
 // judge turns an error of SQLite into one that callers decide by, and records
 // what must outlive the call: a failed fsync (the process ends) and damage
 // (intake and publishing stop until a person has looked).
@@ -21,11 +25,12 @@ func (o *Outbox) judge(err error) error {
 		err = fmt.Errorf("%w: an fsync failed: %w", ErrBroken, err)
 		o.fatal.CompareAndSwap(nil, &err)
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	case isDamage(err):
+	case isDamage(err) || errors.Is(err, errAltered):
 		o.setDamage(err.Error())
 		return fmt.Errorf("%w: the file is damaged: %w", ErrUnavailable, err)
 	case isDiskFull(err):
 		o.walTooLong.Store(true) // a checkpoint may give the WAL's room back
+		o.noRoom.Store(true)
 		return fmt.Errorf("%w: no space on the disk: %w", ErrFull, err)
 	default:
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -32,9 +32,8 @@ func fillForMerge(t *testing.T) *merging {
 	for len(m.all) < mergeRows {
 		rs := results(t, 1024, `{}`)
 		for i := range rs {
-			rs[i].EventID, rs[i].CorrelationID = uuid.New(), uuid.New()
 			if i%2 == 1 {
-				rs[i].CorrelationID = rs[i-1].CorrelationID
+				rs[i] = newResultOf(t, rs[i-1].CorrelationID, `{}`)
 			}
 		}
 		if _, err := o.Append(context.Background(), rs); err != nil {

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 
 	"workflow-results-sidecar/internal/result"
 )
@@ -93,13 +92,11 @@ func (m *model) append(context.Context) {
 		n += rand.IntN(300)
 	}
 	rs := results(m.t, n, `{"p":"0123456789012345678901234567890123456789"}`)
-	for i := range rs {
-		rs[i].EventID, rs[i].CorrelationID = uuid.New(), uuid.New()
-	}
 	if old, ok := m.pick(); ok && rand.IntN(3) == 0 {
-		rs[0] = old
 		if rand.IntN(4) == 0 {
-			rs[0].Digest[0]++
+			rs[0].EventID = old.EventID // with other content
+		} else {
+			rs[0] = old
 		}
 	}
 	if n > 2 && rand.IntN(3) == 0 {

@@ -123,6 +123,7 @@ type Outbox struct {
 	writing    sync.Mutex
 	merging    *merge    // nil: none is under way
 	mergeAfter time.Time // when to try again after a failure
+	room       room      // on the disk, as last seen
 	sinceMerge int       // rows appended since the last step of a merge
 
 	wake          chan struct{} // one slot: the writer has work
@@ -133,6 +134,7 @@ type Outbox struct {
 	walNearlyDone atomic.Bool  // a checkpoint has left little: the writer ends it
 	walTooLong    atomic.Bool
 	fatal         atomic.Pointer[error]
+	noRoom        atomic.Bool // results are refused for want of room on the disk
 	damage        atomic.Pointer[string]
 }
 

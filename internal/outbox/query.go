@@ -185,7 +185,7 @@ func (o *Outbox) Next(ctx context.Context, after int64, maxRows int, maxBytes in
 	if err := o.usable(); err != nil {
 		return nil, err
 	}
-	rows, err := o.readers.QueryContext(ctx, `SELECT seq, event_id, correlation_id, workflow_id, workflow_run_id, status, accepted_at, timestamp, size, traceparent, tracestate, error, result
+	rows, err := o.readers.QueryContext(ctx, `SELECT seq, event_id, correlation_id, workflow_id, workflow_run_id, status, accepted_at, timestamp, size, digest, traceparent, tracestate, error, result
 		FROM results WHERE seq > ? AND seq <= ? AND seq NOT IN (SELECT seq FROM parked) ORDER BY seq LIMIT ?`, after, o.lastSeq(), maxRows)
 	if err != nil {
 		return nil, o.judge(fmt.Errorf("read pending results: %w", err))
@@ -197,6 +197,9 @@ func (o *Outbox) Next(ctx context.Context, after int64, maxRows int, maxBytes in
 		r, err := scanRow(rows)
 		if err != nil {
 			return nil, o.judge(fmt.Errorf("read pending results: %w", err))
+		}
+		if !r.Result.Intact() {
+			return nil, o.judge(fmt.Errorf("read pending results: seq %d, event ID %s: %w", r.Seq, r.Result.EventID, errAltered))
 		}
 		if bytes += r.Bytes; bytes > maxBytes && len(out) > 0 {
 			return out, nil
@@ -216,16 +219,17 @@ func (o *Outbox) lastSeq() int64 {
 }
 
 func scanRow(rows *sql.Rows) (r Row, err error) {
-	var event, correlation sql.RawBytes
+	var event, correlation, digest sql.RawBytes
 	var status, timestamp string
 	var accepted int64
 	res := &r.Result
 	if err := rows.Scan(&r.Seq, &event, &correlation, &res.WorkflowID, &res.WorkflowRunID, &status, &accepted, &timestamp, &r.Bytes,
-		&res.TraceParent, &res.TraceState, &res.Error, &res.Payload); err != nil {
+		&digest, &res.TraceParent, &res.TraceState, &res.Error, &res.Payload); err != nil {
 		return r, err
 	}
 	copy(res.EventID[:], event)
 	copy(res.CorrelationID[:], correlation)
+	copy(res.Digest[:], digest)
 	res.Status = result.Status(status)
 	r.AcceptedAt = time.UnixMicro(accepted).UTC()
 	res.Timestamp, err = time.Parse(time.RFC3339Nano, timestamp)

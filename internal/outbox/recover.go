@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"workflow-results-sidecar/internal/metrics"
+	"workflow-results-sidecar/internal/result"
 )
 
 // Recovery tells what Recover could save.
@@ -207,17 +208,48 @@ func (s salvage) read(ctx context.Context, query string, args ...any) ([][]any, 
 	defer func() { _ = rows.Close() }() // rows.Err tells what matters
 	var out [][]any
 	for rows.Next() {
-		row := make([]any, 14)
-		dest := make([]any, len(row))
-		for i := range row {
-			dest[i] = &row[i]
-		}
-		if err := rows.Scan(dest...); err != nil {
+		row, err := scanAny(rows)
+		if err != nil {
 			return nil, err
+		}
+		if !intact(row) {
+			return nil, errAltered
 		}
 		out = append(out, row)
 	}
 	return out, rows.Err()
+}
+
+// scanAny reads a row of resultColumns as SQLite has it.
+func scanAny(rows *sql.Rows) ([]any, error) {
+	row := make([]any, 14)
+	dest := make([]any, len(row))
+	for i := range row {
+		dest[i] = &row[i]
+	}
+	return row, rows.Scan(dest...)
+}
+
+// intact checks a row of resultColumns against its digest; one whose payload went
+// with its history has nothing left to check.
+func intact(row []any) bool {
+	correlation, _ := row[2].([]byte)
+	digest, _ := row[9].([]byte)
+	payload, kept := row[13].([]byte)
+	if !kept {
+		return true
+	}
+	r := result.Result{Payload: payload}
+	copy(r.CorrelationID[:], correlation)
+	copy(r.Digest[:], digest)
+	r.WorkflowID, _ = row[3].(string)
+	r.WorkflowRunID, _ = row[4].(string)
+	status, _ := row[5].(string)
+	r.Status = result.Status(status)
+	if text, ok := row[12].(string); ok {
+		r.Error = &text
+	}
+	return r.Intact()
 }
 
 // settle carries over what is parked and published, and counts anew.

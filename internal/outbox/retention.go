@@ -40,7 +40,7 @@ func (o *Outbox) retain(ctx context.Context) error {
 		return nil
 	}
 	for _, step := range []func(*transaction) (more bool, err error){
-		(*transaction).slimExpired, (*transaction).pruneExpired,
+		(*transaction).slimExpired, (*transaction).pruneExpired, (*transaction).clearForRoom,
 	} {
 		for more := true; more; {
 			err := o.do(ctx, func(tx *transaction) (err error) { more, err = step(tx); return err })

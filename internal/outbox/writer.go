@@ -224,6 +224,7 @@ func (o *Outbox) commit(do func(*transaction) error) error {
 		return tx.rollback(err)
 	}
 	o.wrote(tx.bytes)
+	o.room.left -= tx.bytes
 	o.mu.Lock()
 	o.state = tx.state
 	tx.settleRecent()

@@ -29,6 +29,13 @@ func digest(r *Result, hasPayload bool) Digest {
 	return Digest(h.Sum(sum[:0])[:len(Digest{})])
 }
 
+// Intact reports whether the content still has its Digest: whether what a disk
+// gives back is what was accepted. event_id and timestamp are not covered.
+func (r *Result) Intact() bool {
+	return digest(r, true) == r.Digest ||
+		string(r.Payload) == "{}" && digest(r, false) == r.Digest // it was left out
+}
+
 func appendField(dst []byte, given bool, value string) []byte {
 	return append(appendHead(dst, given, len(value)), value...)
 }
