@@ -14,9 +14,9 @@ from typing import Any
 from uuid import uuid4
 
 import airflow_home
+import airflow_versions
 import jsonschema
 import pytest
-from airflow.sdk.serde import deserialize, serialize
 from airflow.triggers.base import TriggerEvent
 from kafka import Kafka, eventually, kafka_fixture, result, topic_fixture
 
@@ -131,7 +131,7 @@ def a_trigger(hook: WorkflowResultHook, i: str, end_time: datetime | None = None
 def over_the_database(trigger: Any) -> Any:
     path, arguments = trigger.serialize()
     assert path == f"{type(trigger).__module__}.{type(trigger).__name__}"
-    return type(trigger)(**deserialize(json.loads(json.dumps(serialize(arguments)))))
+    return type(trigger)(**airflow_versions.over_the_database(arguments))
 
 
 def waiting(hook: WorkflowResultHook) -> list[Any]:

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, NoReturn
 
-from airflow.providers.common.compat.sdk import BaseOperator, Context, conf
-from airflow.sdk.exceptions import TaskDeferralTimeout
+from airflow.providers.common.compat.sdk import AirflowException, BaseOperator, Context, conf
 
+from workflow_results.airflow._compat import is_deferral_timeout
 from workflow_results.airflow.attempt import Attempt, Ledger
 from workflow_results.airflow.errors import WorkflowResultUnreadable, WorkflowTimedOut
 from workflow_results.airflow.fetch import Reference, refer_to
@@ -131,7 +131,9 @@ class TriggerWorkflowOperator(KillableWait, BaseOperator):
         """Go on after a deferral; tell more than Airflow does of a triggerer that said nothing."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
-        except TaskDeferralTimeout as e:
+        except AirflowException as e:
+            if not is_deferral_timeout(e):
+                raise
             raise self._timed_out(f"the triggerer told nothing until {GRACE:g} s after the end; does one run?") from e
 
     def _limit(self) -> float:

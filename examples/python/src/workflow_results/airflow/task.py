@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import get_current_context
-
+from workflow_results.airflow._compat import current_context
 from workflow_results.airflow.attempt import Ledger
 from workflow_results.airflow.errors import WorkflowResultUnreadable, WorkflowTimedOut
 from workflow_results.airflow.hook import PUBLISH_TIMEOUT, RESULTS_TOPIC, TIMEOUT, TRIGGERS_TOPIC, WorkflowResultHook
@@ -79,14 +78,14 @@ def trigger_and_wait(
 
 
 def _ledger(request: Request) -> Ledger:
-    try:
-        context = get_current_context()
-    except RuntimeError:  # no task runs here
+    context = current_context()
+    if context is None:
         return Ledger.of_nobody()
     asked = json.dumps([request.workflow_id, request.workflow_run_id, request.payload], sort_keys=True, default=repr)
     digest = hashlib.sha256(asked.encode("utf-8", "backslashreplace")).hexdigest()[:16]
     ti = context["ti"]
-    return Ledger.of_task(context, f"{digest}.{_calls.count((ti.id, ti.try_number), digest)}")
+    this_try = (ti.dag_id, ti.run_id, ti.task_id, ti.map_index, ti.try_number, ti.start_date)
+    return Ledger.of_task(context, f"{digest}.{_calls.count(this_try, digest)}")
 
 
 class _Calls:
