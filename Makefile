@@ -8,6 +8,7 @@ BIN     := bin/sidecar
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 GOFILES := $(shell find cmd internal -name '*.go' -not -name '*_test.go') go.mod go.sum $(wildcard internal/outbox/migrations/*.sql)
 VENV    := .cache/venv
+VENV_AIRFLOW_2 := .cache/venv-airflow2
 PYTHON  ?= python3.11
 GOLANGCI_VERSION := v2.15.0
 
@@ -17,7 +18,7 @@ stage = @start=$$SECONDS; echo "==> $(1)"; { $(2); } || { echo "FAILED: $(1)" >&
 
 .PHONY: help
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 .PHONY: build
 build: $(BIN) ## Build bin/sidecar
@@ -67,6 +68,16 @@ test-python: build kafka $(VENV)/dev.stamp ## The Python package: real sidecar, 
 test-airflow: build kafka $(VENV)/dev.stamp ## A whole Airflow: scheduler, triggerer, deferred tasks
 	$(call stage,whole Airflow,cd examples/python && SIDECAR_BIN="$(CURDIR)/$(BIN)" ../../$(VENV)/bin/python -m pytest -q -m standalone tests/test_airflow_standalone.py)
 
+.PHONY: test-long
+test-long: ## What does not fit into make test: a second Airflow
+	@echo "make test-long: what make test leaves out"
+	@echo "  test-airflow-2: the Airflow tests on Airflow 2.11; a second whole Airflow costs minutes of set-up in each CI run"
+	@start=$$SECONDS; $(MAKE) --no-print-directory test-airflow-2; echo "all long tests passed in $$((SECONDS - start)) s"
+
+.PHONY: test-airflow-2
+test-airflow-2: build kafka $(VENV_AIRFLOW_2)/dev.stamp ## The Airflow side on Airflow 2.11, in an environment of its own
+	$(call stage,Airflow 2.11,cd examples/python && SIDECAR_BIN="$(CURDIR)/$(BIN)" ../../$(VENV_AIRFLOW_2)/bin/python -m pytest -q -W ignore::DeprecationWarning tests/test_airflow.py tests/test_airflow_parts.py)
+
 .PHONY: test-wheel
 test-wheel: wheel ## The wheel in a fresh virtual environment: its sidecar starts and publishes
 	$(call stage,wheel,$(PYTHON) -m venv --clear .cache/wheel-venv && .cache/wheel-venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index dist/workflow_results-*.whl && env -u WORKFLOW_RESULTS_SIDECAR .cache/wheel-venv/bin/python examples/python/tests/wheel_check.py)
@@ -109,6 +120,13 @@ $(VENV)/demo.stamp: examples/python/requirements-demo.txt examples/python/pyproj
 	@touch $@
 $(VENV)/dev.stamp: examples/python/requirements-dev.txt $(VENV)/demo.stamp
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r examples/python/requirements-dev.txt
+	@touch $@
+
+$(VENV_AIRFLOW_2)/dev.stamp: examples/python/requirements-airflow-2.txt examples/python/pyproject.toml | need-python
+	@echo "making the virtual environment $(VENV_AIRFLOW_2)"
+	$(PYTHON) -m venv $(VENV_AIRFLOW_2)
+	$(VENV_AIRFLOW_2)/bin/python -m pip install --quiet --disable-pip-version-check -r examples/python/requirements-airflow-2.txt
+	$(VENV_AIRFLOW_2)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e examples/python
 	@touch $@
 
 # What we cannot install ourselves is named at once, with the command.

@@ -26,11 +26,26 @@ def load_dags(folder: Path) -> dict[str, Any]:
         from airflow.models.dagbag import DagBag
     from airflow.utils.db import initdb
 
+    if AIRFLOW_3 and not STORE:
+        _tell_callbacks_the_exception()
     initdb()
     bag = DagBag(folder)
     assert not bag.import_errors
     dags: dict[str, Any] = bag.dags
     return dags
+
+
+def _tell_callbacks_the_exception() -> None:
+    """Do what dag.test does since Airflow 3.3, and a worker always."""
+    from airflow.sdk.execution_time import task_runner
+
+    finalize = task_runner.finalize
+
+    def telling(ti: Any, state: Any, context: Any, log: Any, error: Any = None) -> None:
+        context["exception"] = error
+        finalize(ti, state, context, log, error)
+
+    task_runner.finalize = telling
 
 
 def run_cleared(dag: Any, run: Any, task_id: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, get_current_context, task
@@ -28,6 +28,11 @@ def retried(context: Any) -> None:
     Agent.current.release()
 
 
+def started(context: Any) -> None:
+    """Note the start as a worker does: Airflow 2's dag.test leaves it out."""
+    context["ti"].start_date = context["ti"].start_date or datetime.now(UTC)
+
+
 CALLBACKS = {"on_failure_callback": failed, "on_retry_callback": retried}
 
 
@@ -48,7 +53,7 @@ with DAG("impatient", schedule=None, default_args=CALLBACKS):
 with DAG("impatient_deferred", schedule=None, default_args=CALLBACKS):
     TriggerWorkflowOperator(
         task_id="ask", workflow_id="review", payload=PAYLOAD, timeout=60, execution_timeout=timedelta(seconds=2),
-        deferrable=True, defer_after=0.5,
+        deferrable=True, defer_after=0.5, on_execute_callback=started,
     )  # fmt: skip
 
 with DAG("retried", schedule=None, default_args=CALLBACKS):

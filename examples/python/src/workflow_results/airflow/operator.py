@@ -137,7 +137,7 @@ class TriggerWorkflowOperator(KillableWait, BaseOperator):
             raise self._timed_out(f"the triggerer told nothing until {GRACE:g} s after the end; does one run?") from e
 
     def _limit(self) -> float:
-        """Fold execution_timeout in: Airflow does not enforce it while a task is deferred."""
+        """Fold execution_timeout in: Airflow 3 does not enforce it while a task is deferred."""
         if self.execution_timeout is None:
             return self.timeout
         return min(self.timeout, self.execution_timeout.total_seconds())

@@ -139,7 +139,7 @@ class WorkflowResultSensor(KillableWait, BaseSensorOperator):
             self._give_up(f"the triggerer told nothing until {GRACE:g} s after the end; does one run?")
 
     def _limit(self) -> float:
-        """Fold execution_timeout in: Airflow does not enforce it while a task is deferred."""
+        """Fold execution_timeout in: Airflow 3 does not enforce it while a task is deferred."""
         if self.execution_timeout is None or not self.deferrable:
             return float(self.timeout)
         return min(float(self.timeout), self.execution_timeout.total_seconds())
