@@ -76,7 +76,7 @@ test-long: ## What does not fit into make test: a second Airflow
 
 .PHONY: test-airflow-2
 test-airflow-2: build kafka $(VENV_AIRFLOW_2)/dev.stamp ## The Airflow side on Airflow 2.11, in an environment of its own
-	$(call stage,Airflow 2.11,cd examples/python && SIDECAR_BIN="$(CURDIR)/$(BIN)" ../../$(VENV_AIRFLOW_2)/bin/python -m pytest -q -W ignore::DeprecationWarning tests/test_airflow.py tests/test_airflow_parts.py)
+	$(call stage,Airflow 2.11,cd examples/python && SIDECAR_BIN="$(CURDIR)/$(BIN)" ../../$(VENV_AIRFLOW_2)/bin/python -m pytest -q -W ignore::DeprecationWarning tests/test_airflow.py tests/test_airflow_parts.py tests/test_airflow_standalone.py)
 
 .PHONY: test-wheel
 test-wheel: wheel ## The wheel in a fresh virtual environment: its sidecar starts and publishes
