@@ -11,13 +11,16 @@ from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 if TYPE_CHECKING or AIRFLOW_V_3_0_PLUS:
     from airflow.sdk import Context
 
+    try:
+        from airflow.sdk.exceptions import TaskDeferralTimeout
+    except ImportError:  # Airflow 3.0 and 3.1
+        from airflow.exceptions import TaskDeferralTimeout  # type: ignore[no-redef]
+
     def is_deferral_timeout(error: AirflowException) -> bool:
         """Tell whether a task is resumed with this error because its trigger said nothing in time.
 
         Airflow's sensor makes a time-out of its own of it, whose cause it is then.
         """
-        from airflow.sdk.exceptions import TaskDeferralTimeout
-
         return isinstance(error, TaskDeferralTimeout) or isinstance(error.__cause__, TaskDeferralTimeout)
 
     def first_reschedule(ti: Any, context: Context) -> datetime | None:
