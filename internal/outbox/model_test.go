@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-
 	"workflow-results-sidecar/internal/result"
 )
 
