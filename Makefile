@@ -99,7 +99,16 @@ ROUNDS ?= 200
 .PHONY: soak
 soak: need-test kafka ## An hour at 500 results/s with retention on: nothing grows (SOAK=1h)
 	$(call stage,soak,go test -tags kafka -run '^TestSoak$$' -count 1 -v -timeout 3h ./test -soak $(SOAK) -soak-csv $(CURDIR)/docs/reliability/soak.csv)
+	@$(MAKE) --no-print-directory plots
 SOAK ?= 1h
+
+.PHONY: plots
+plots: .cache/venv-plot/stamp ## Draw the pictures in docs/ from their CSV files
+	@.cache/venv-plot/bin/python test/plot/soak.py docs/reliability/soak.csv docs/reliability/soak.svg
+.cache/venv-plot/stamp: test/plot/requirements.txt | need-python
+	$(PYTHON) -m venv .cache/venv-plot
+	.cache/venv-plot/bin/python -m pip install --quiet --disable-pip-version-check -r test/plot/requirements.txt
+	@touch $@
 
 .PHONY: lint
 lint: .cache/golangci-$(GOLANGCI_VERSION)/golangci-lint ## golangci-lint with the list in .golangci.yml
