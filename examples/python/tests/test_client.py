@@ -13,6 +13,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -116,6 +117,18 @@ def test_a_batch_of_indented_json(kind: type[Driver], sidecar: Sidecar) -> None:
     driver = kind(sidecar.socket, dumps=lambda value: json.dumps(value, indent=2))
     outcomes = driver.call("publish_many", [about(status="success", result={"text": "a\nb"})] * 2)
     assert all(isinstance(outcome, Receipt) for outcome in outcomes)
+    driver.close()
+
+
+def test_whatever_dumps_raises_is_an_error_of_the_value(kind: type[Driver], sidecar: Sidecar) -> None:
+    def breaks(value: Any) -> str:
+        raise KeyError("boom")
+
+    driver = kind(sidecar.socket, dumps=breaks)
+    with pytest.raises(ValueError, match="cannot write the result as JSON: KeyError: 'boom'"):
+        driver.call("publish", **about(), result={})
+    with pytest.raises(ValueError, match="KeyError"):
+        driver.call("publish_many", [about(result={})])
     driver.close()
 
 

@@ -135,6 +135,20 @@ def test_what_cannot_be_written_is_named_with_its_place() -> None:
         dumps({"a": Order})
 
 
+class Broken:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def model_dump(self, mode: str) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyError("boom"), ValueError("boom")])
+def test_what_raises_while_it_is_written_is_an_error_of_the_value(error: Exception) -> None:
+    with pytest.raises(ValueError, match=rf"cannot write a Broken as JSON: {type(error).__name__}: .*boom.* \(at \.a"):
+        dumps({"a": [Broken(error)]})
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {float("nan"): 1}])
 def test_no_nan(value: Any) -> None:
     with pytest.raises(ValueError, match="Out of range"):

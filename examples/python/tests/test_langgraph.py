@@ -405,6 +405,18 @@ def test_no_json(run: Runner, sent: Sent, answer: Any) -> None:
     assert sent.statuses() == ["error"]
 
 
+class Unwritable:
+    def model_dump(self, mode: str) -> Any:
+        raise RuntimeError("boom")
+
+
+def test_what_raises_while_it_is_written(run: Runner, sent: Sent, sidecar: Sidecar) -> None:
+    with pytest.raises(ValueError, match=r"RuntimeError: boom \(at \.result\.answer"):
+        run(build(lambda state: {"answer": Unwritable()}), {}, **sent.about)
+    error = sent.published(sidecar)["error"]
+    assert error.startswith("the result could not be handed over: ValueError: cannot write a Unwritable as JSON")
+
+
 def test_too_large(run: Runner, sent: Sent, sidecar: Sidecar) -> None:
     with pytest.raises(ResultTooLarge):
         run(build(lambda state: {"answer": "x" * 2_000_000}), {}, **sent.about)
@@ -438,6 +450,20 @@ def test_a_message_of_any_size_and_kind_is_an_error(run: Runner, sent: Sent, sid
     error = sent.published(sidecar)["error"]
     assert error.startswith("RuntimeError: \\ud800xxx")
     assert error.endswith("… (2000015 characters in all)")
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("boom")
+
+
+def test_an_error_whose_message_cannot_be_made(run: Runner, sent: Sent, sidecar: Sidecar) -> None:
+    def breaks(state: State) -> State:
+        raise Unspeakable
+
+    with pytest.raises(Unspeakable):
+        run(build(breaks), {}, **sent.about)
+    assert sent.published(sidecar)["error"] == "Unspeakable: its message could not be made (RuntimeError)"
 
 
 def test_the_first_result_stands(run: Runner, sent: Sent, sidecar: Sidecar, caplog: pytest.LogCaptureFixture) -> None:

@@ -81,7 +81,12 @@ class Answer:
 
 def error_answer(error: BaseException, prefix: str = "") -> Answer:
     """Say what broke: ``Type: message``, of a bounded size, in characters that JSON can carry."""
-    text = prefix + (f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    name = type(error).__name__
+    try:
+        said = str(error)
+    except Exception as e:  # whoever waits is answered all the same
+        said = f"its message could not be made ({type(e).__name__})"
+    text = prefix + (f"{name}: {said}" if said else name)
     if len(text) > _MAX_TEXT:
         text = f"{text[:_MAX_TEXT]}… ({len(text)} characters in all)"
     return Answer("error", error=text.encode("utf-8", "backslashreplace").decode())

@@ -51,9 +51,18 @@ class Settings:
         return cls(found, deadline, attempt_timeout, dumps)
 
     def encode(self, event: Mapping[str, Any]) -> bytes:
-        """Write one event as JSON."""
-        text = self.dumps(event)
-        return text if isinstance(text, bytes) else text.encode()
+        """Write one event as JSON.
+
+        Raises:
+            TypeError, ValueError: it cannot be written; also whatever else ``dumps`` raised.
+        """
+        try:
+            text = self.dumps(event)
+            return text if isinstance(text, bytes) else text.encode()
+        except (TypeError, ValueError):
+            raise
+        except Exception as e:
+            raise ValueError(f"cannot write the result as JSON: {type(e).__name__}: {e}") from e
 
 
 # Requests.

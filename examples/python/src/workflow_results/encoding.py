@@ -33,6 +33,7 @@ def to_jsonable(value: Any) -> Any:
 
     Raises:
         TypeError: for anything else.
+        Exception: whatever ``model_dump`` raised.
     """
     if not isinstance(value, type):
         if callable(dump := getattr(value, "model_dump", None)):
@@ -60,7 +61,8 @@ def dumps(value: Any) -> str:
 
     Raises:
         TypeError: a value or a key of a type that is not known; the message says where.
-        ValueError: NaN, an infinity, two keys that are written alike, a circle, or too deep a nesting.
+        ValueError: NaN, an infinity, two keys that are written alike, a circle, too deep a nesting, or whatever a
+            value's own ``model_dump`` raised.
     """
     try:
         return json.dumps(_plain(value, ()), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
@@ -81,8 +83,13 @@ def _plain(value: Any, path: Path) -> Any:
         return [_plain(item, (*path, i)) for i, item in enumerate(value)]
     try:
         known = to_jsonable(value)
+    except RecursionError:
+        raise  # the nesting's, not the value's
     except TypeError as e:
         raise TypeError(f"{e} (at {_at(path)})") from e
+    except Exception as e:  # a model_dump of somebody else may raise anything
+        what = f"{type(value).__qualname__} as JSON: {type(e).__name__}: {e}"
+        raise ValueError(f"cannot write a {what} (at {_at(path)})") from e
     return _plain(known, path)
 
 
