@@ -19,6 +19,10 @@ from langgraph.types import interrupt
 from workflow_results.langgraph import WorkflowFailure
 
 
+class Stop(BaseException):
+    """No Exception, and none of those that end a process."""
+
+
 class State(TypedDict, total=False):
     do: str
     n: int
@@ -47,6 +51,8 @@ def work(state: State, config: RunnableConfig) -> State:
             raise ValueError("secret-of-the-payload")
         case "exit":
             sys.exit(7)
+        case "stop":
+            raise Stop
         case "interrupt":
             return {"answer": interrupt("may it pass?")}
         case "gate":
@@ -62,6 +68,8 @@ async def awork(state: State, config: RunnableConfig) -> State:
     if state.get("do") == "exit":
         note(config, "work")
         sys.exit(7)
+    if state.get("do") == "stop":
+        raise Stop
     if state.get("do") == "interrupt":
         return {"answer": interrupt("may it pass?")}
     return await asyncio.to_thread(work, state, config)

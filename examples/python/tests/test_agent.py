@@ -11,13 +11,15 @@ from workflow_results.langgraph import result_event_id
 @pytest.mark.parametrize("graph", ["graph", "agraph"])
 def test_each_end_of_a_run_is_published(world: World, graph: str) -> None:
     agent = world.agent(graph)
-    sent = {do: world.trigger(do=do, n=1) for do in ("echo", "fail", "break", "exit", "interrupt", "unwritable")}
+    ends = ("echo", "fail", "break", "exit", "stop", "interrupt", "unwritable")
+    sent = {do: world.trigger(do=do, n=1) for do in ends}
     found = world.results(*sent.values())
     told = {do: (found[event_id]["status"], found[event_id]["error"]) for do, event_id in sent.items()}
     assert told["echo"] == ("success", None)
     assert told["fail"] == ("failure", "no such order")
     assert told["break"] == ("error", "ValueError: secret-of-the-payload")
     assert told["exit"] == ("error", "SystemExit: 7")
+    assert told["stop"] == ("error", "Stop")
     assert told["interrupt"][0] == "error"
     assert "no checkpointer" in told["interrupt"][1]
     assert told["unwritable"][0] == "error"
@@ -25,7 +27,7 @@ def test_each_end_of_a_run_is_published(world: World, graph: str) -> None:
     echo = found[sent["echo"]]
     assert echo["event_id"] == result_event_id(sent["echo"], "w")
     assert (echo["workflow_id"], echo["workflow_run_id"], echo["result"]["answer"]) == ("w", "r", 1)
-    world.await_committed(6)
+    world.await_committed(7)
     assert not any("secret-of-the-payload" in line for line in agent.lines)
     agent.await_log("the agent starts", "mode=threads" if graph == "graph" else "mode=loop")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -98,8 +97,9 @@ class Answering:
         say(logging.INFO, "the run begins", **ids(event))
         try:
             settlement = await self._run(event, identity)
-        # A node may raise whatever it likes, sys.exit() included; none of that is meant for the agent.
-        except (Exception, asyncio.CancelledError, SystemExit, KeyboardInterrupt) as e:
+        # A node may raise whatever it likes, sys.exit() included; none of that is meant for the agent, which would take
+        # the trigger again and again.
+        except BaseException as e:
             settlement = await self._after(e, event, identity)
         say(logging.INFO, "the run is settled", **ids(event), settled=settlement.kind.value,
             seconds=round(time.monotonic() - began, 3))  # fmt: skip
