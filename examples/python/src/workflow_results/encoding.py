@@ -29,7 +29,7 @@ def to_jsonable(value: Any) -> Any:
     dataclasses as objects, times in ISO 8601, UUID and Decimal as strings (no
     digit is lost), enums by their value, bytes in base64. Sets become lists in
     an order that another process gives them too: a repeated result must not
-    differ from the first by chance.
+    differ from the first by chance. Sets within a model are written by the model.
 
     Raises:
         TypeError: for anything else.
@@ -50,10 +50,18 @@ def to_jsonable(value: Any) -> Any:
         case Mapping():
             return dict(value)
         case set() | frozenset():
-            return sorted(value, key=repr)
+            return sorted(value, key=_order)
         case bytes() | bytearray() | memoryview():
             return base64.b64encode(value).decode("ascii")
     raise TypeError(f"cannot write a {type(value).__qualname__} as JSON; pass dumps= or convert it first")
+
+
+def _order(item: Any) -> str:
+    """Return what orders a set: a repr may tell an address, or a set within in the order of this process."""
+    try:
+        return dumps(item)
+    except (TypeError, ValueError):
+        return repr(item)  # of what another encoder knows, or nobody
 
 
 def dumps(value: Any) -> str:
