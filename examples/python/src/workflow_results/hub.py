@@ -285,7 +285,8 @@ class Hub:
 
 
 _hubs: dict[Hashable, Hub] = {}
-_lock = threading.Lock()
+# A thread that holds it may take it again: the garbage collector may find an abandoned wait there, and end it.
+_lock = threading.RLock()
 
 
 def join(connection: Connection, topic: str, waiter: Waiter) -> Hub:
