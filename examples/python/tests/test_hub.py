@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -99,6 +100,12 @@ def test_configuration_that_no_client_can_be_made_of() -> None:
         poller.poll_for_result(uuid4(), timeout=30)
 
 
+def test_configuration_that_the_end_of_the_topic_cannot_be_asked_with() -> None:
+    poller = WorkflowResultPoller("127.0.0.1:1", config={"no.such.setting": 1})
+    with pytest.raises(ResultStreamError, match=r"no\.such\.setting"):
+        poller.mark(timeout=30)
+
+
 def test_death_of_the_hub_reaches_every_waiter_and_the_next_gets_a_new_one(own_kafka: Kafka) -> None:
     topic = own_kafka.create_topic(f"results-{uuid4()}")
     deadly = threading.Event()
@@ -135,6 +142,31 @@ def test_stopped_hub_tells_its_waiters(kafka: Kafka, topic: str) -> None:
     hubs(topic)[0].stop()
     with pytest.raises(ResultStreamError, match="the process ends"):
         wait.outcome()
+
+
+def test_the_collector_may_end_an_abandoned_wait_at_any_moment(kafka: Kafka, topic: str) -> None:
+    """It runs in whichever thread makes an object, the hub's own and one that joins it, which hold the lock."""
+    i = uuid4()
+    loop = asyncio.new_event_loop()
+    waiting = loop.create_task(AsyncWorkflowResultPoller(kafka.addr, topic).poll_for_result(i, timeout=60))
+    loop.run_until_complete(asyncio.sleep(0))
+    eventually(lambda: hubs(topic)[0]._waiting)
+    loop.close()  # nobody looks after the task any more
+    ended = weakref.ref(waiting)
+    gc.disable()
+    try:
+        del waiting, loop
+        kafka.publish(topic, result(i))
+        eventually(lambda: not hubs(topic)[0]._waiting)
+
+        def collect() -> None:
+            with hub._lock:
+                gc.collect()
+
+        Background(collect).outcome()
+    finally:
+        gc.enable()
+    assert ended() is None
 
 
 def test_child_of_a_fork_has_its_own_hub(kafka: Kafka, topic: str) -> None:

@@ -130,6 +130,17 @@ def test_no_broker(topic: str) -> None:
     UUID(caught.value.event_id)
 
 
+@pytest.mark.parametrize("config", [{"no.such.setting": 1}, {"max.in.flight": 10}], ids=["any", "of producers"])
+def test_configuration_that_no_client_can_be_made_of(kafka: Kafka, topic: str, config: dict[str, int]) -> None:
+    with (
+        WorkflowEventProducer(kafka.addr, topic, topic, config=config) as producer,
+        pytest.raises(TriggerNotDelivered, match="it was not sent") as caught,
+    ):
+        producer.publish_workflow_event("workflow.triggered", "w", "r", {})
+    assert not caught.value.sent
+    assert next(iter(config)) in str(caught.value)
+
+
 def test_broker_that_is_lost_between_arming_and_sending(own_kafka: Kafka) -> None:
     """It is not sent later either: the broker that is back has nothing."""
     results, triggers = own_kafka.create_topic(f"results-{uuid4()}"), own_kafka.create_topic("triggers")

@@ -102,7 +102,7 @@ class WorkflowResultPoller(_Poller):
             timeout: seconds in which brokers that do not answer are asked again.
 
         Raises:
-            ResultStreamError: they did not answer.
+            ResultStreamError: they did not answer, or cannot be asked with this configuration.
         """
         return self._mark(timeout)
 

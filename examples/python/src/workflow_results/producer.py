@@ -136,10 +136,10 @@ class WorkflowEventProducer:
 
     def _deliver(self, event: WorkflowEvent, value: bytes, timeout: float) -> None:
         clients = self._clients.get()
-        client = clients.of(timeout)
         key = str(event.event_id)
         reports: list[KafkaError | None] = []
         try:
+            client = clients.of(timeout)
             client.produce(
                 self.topic, value, key, headers=self._headers(event), on_delivery=lambda err, _: reports.append(err)
             )

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
 
-from confluent_kafka import IsolationLevel, KafkaError, TopicCollection, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription  # type: ignore[attr-defined]
 
 from workflow_results._process import keep_in_child
 from workflow_results.connection import Connection, ErrorCallback
+from workflow_results.result import ResultStreamError
 
 Offsets = dict[int, int]  # by partition
 
@@ -18,15 +19,22 @@ _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
 class TopicAdmin:
-    """Asks the brokers about one topic. Every call raises KafkaException if they do not answer in time."""
+    """Asks the brokers about one topic. Every method raises KafkaException if they do not answer in time."""
 
     def __init__(self, connection: Connection, topic: str, on_error: ErrorCallback | None = None) -> None:
-        """Make the client; it connects by itself."""
+        """Make the client; it connects by itself.
+
+        Raises:
+            ResultStreamError: no client can be made of this configuration.
+        """
         self.last_error: KafkaError | None = None  # of the client as a whole: a broker that is away, a refused login
         keep_in_child(self)
         self._topic = topic
         self._on_error = on_error
-        self._client = AdminClient(connection.admin(self._note))
+        try:
+            self._client = AdminClient(connection.admin(self._note))
+        except KafkaException as e:
+            raise ResultStreamError(topic, f"no client can be made of this configuration: {e.args[0]}") from e
 
     def poll(self) -> None:
         """Serve the client's callbacks: errors, logs, tokens."""

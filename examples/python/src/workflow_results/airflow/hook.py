@@ -71,7 +71,7 @@ class WorkflowResultHook(KafkaBaseHook):
             timeout: seconds in which brokers that are away are asked again.
 
         Raises:
-            ResultStreamError: they did not answer.
+            ResultStreamError: they did not answer, or cannot be asked with this configuration.
         """
         return WorkflowResultPoller(self.config, self.results_topic).mark(timeout)
 
