@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -121,6 +123,21 @@ def test_many_tasks_take_turns(sidecar: Sidecar) -> None:
             return most - before
 
     assert 8 < asyncio.run(run()) < 70
+
+
+def test_loops_that_have_ended_are_let_go(sidecar: Sidecar) -> None:
+    client = AsyncSidecarClient(sidecar.socket)
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def crowd() -> None:  # more than may go at once: some wait for their turn
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await asyncio.gather(*(client.status() for _ in range(100)))
+
+    for _ in range(3):
+        asyncio.run(crowd())
+    gc.collect()
+    assert [loop() for loop in loops[:-1]] == [None, None]
+    asyncio.run(client.close())
 
 
 def test_the_loop_is_not_blocked(tmp_path: Path) -> None:

@@ -55,7 +55,13 @@ class AsyncTransport:
                 return await self._attempt(request, None)
 
     def _turn(self) -> asyncio.Semaphore:
-        return self._turns.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_MAX_AT_ONCE))
+        loop = asyncio.get_running_loop()
+        if loop not in self._turns:
+            for other in [ref() for ref in self._turns.keyrefs()]:
+                # A semaphore that somebody had to wait for holds its loop, which would stay here for good.
+                if other is not None and other.is_closed():
+                    self._turns.pop(other, None)
+        return self._turns.setdefault(loop, asyncio.Semaphore(_MAX_AT_ONCE))
 
     async def _attempt(self, request: Request, kept: socket.socket | None) -> Response:
         sock = self.pool.connect() if kept is None else kept
