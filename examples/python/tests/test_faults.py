@@ -203,6 +203,19 @@ def test_what_is_no_receipt_is_an_error_of_ours(broken: Make, body: bytes, says:
         driver.call("publish_many", [about(result={})])
 
 
+@pytest.mark.parametrize("body", [b"{}", b'{"results":3}'])
+def test_what_is_no_list_is_an_error_of_ours(broken: Make, body: bytes) -> None:
+    driver, _ = broken(http(200, body))
+    with pytest.raises(SidecarError, match="no list of results"):
+        driver.call("list")
+
+
+def test_what_is_no_problem_is_an_error_of_ours(broken: Make) -> None:
+    driver, _ = broken(http(200, b'{"line":1,"status":422,"problem":"wrong"}\n'))
+    with pytest.raises(SidecarError, match="no problem document"):
+        driver.call("publish_many", [about(result={})])
+
+
 def test_lines_that_were_full_are_sent_again(broken: Make) -> None:
     full = b'{"line":2,"status":507,"problem":{"detail":"full"}}\n'
     driver, server = broken(http(200, line(201) + full), http(200, line(201)))

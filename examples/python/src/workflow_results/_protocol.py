@@ -161,6 +161,18 @@ def document(response: Response) -> dict[str, Any]:
     return _object(response.body, f"the sidecar answered {response.status} with")
 
 
+def results(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Read a page of the results that the sidecar holds.
+
+    Raises:
+        SidecarError: it is none.
+    """
+    found = answer.get("results")
+    if not isinstance(found, list):
+        raise SidecarError("the sidecar answered with no list of results: is it this package's sidecar?")
+    return found
+
+
 def _object(text: bytes, what: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
@@ -279,6 +291,8 @@ class Batch:
             status, problem = answer.get("status"), answer.get("problem") or {}
             if not isinstance(status, int):
                 raise SidecarError(f"the sidecar answered a line without a status: {answer!r:.100}")
+            if not isinstance(problem, dict):
+                raise SidecarError(f"the sidecar answered a line with no problem document: {answer!r:.100}")
             if status < 300:
                 self._outcomes[i] = receipt_of(answer)
             elif not passes(status):

@@ -99,7 +99,7 @@ class AsyncSidecarClient:
 
     Args:
         socket_path: the sidecar's Unix socket; default ``$SIDECAR_SOCKET``.
-        deadline: seconds after which a call gives up.
+        deadline: seconds after which a call gives up, beside any wait for publication.
         attempt_timeout: seconds after which one attempt is given up and the
             next one made, beside any wait for publication.
         dumps: writes JSON in place of this package's own encoding.
@@ -178,7 +178,7 @@ class AsyncSidecarClient:
         limit: int = 100,
     ) -> list[dict[str, Any]]:
         """List results in the order of their publication, one page: ``limit`` of those with a seq above ``after``."""
-        return list((await self._document(_protocol.list_request(correlation_id, state, after, limit)))["results"])
+        return _protocol.results(await self._document(_protocol.list_request(correlation_id, state, after, limit)))
 
     async def status(self) -> dict[str, Any]:
         """Return the sidecar's own account of itself."""

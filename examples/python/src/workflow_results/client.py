@@ -29,7 +29,7 @@ class SidecarClient:
 
     Args:
         socket_path: the sidecar's Unix socket; default ``$SIDECAR_SOCKET``.
-        deadline: seconds after which a call gives up.
+        deadline: seconds after which a call gives up, beside any wait for publication.
         attempt_timeout: seconds after which one attempt is given up and the
             next one made, beside any wait for publication.
         dumps: writes JSON in place of this package's own encoding.
@@ -77,7 +77,7 @@ class SidecarClient:
             event_id: identity of this result; a new one if left out.
             timestamp: aware; the time of acceptance if left out.
             wait_published: seconds to wait until Kafka has it.
-            deadline: seconds after which to give up.
+            deadline: seconds after which to give up, beside ``wait_published``.
             traceparent: W3C Trace Context, carried into the Kafka record.
 
         Raises:
@@ -114,7 +114,7 @@ class SidecarClient:
             events: each with the fields of an event (as ``publish`` names them);
                 an ``event_id`` is made where there is none.
             wait_published: seconds to wait until Kafka has them.
-            deadline: seconds after which to give up.
+            deadline: seconds after which to give up, beside ``wait_published``.
 
         Returns:
             For each event, in order, its receipt or why it was rejected.
@@ -149,7 +149,7 @@ class SidecarClient:
         limit: int = 100,
     ) -> list[dict[str, Any]]:
         """List results in the order of their publication, one page: ``limit`` of those with a seq above ``after``."""
-        return list(self._document(_protocol.list_request(correlation_id, state, after, limit))["results"])
+        return _protocol.results(self._document(_protocol.list_request(correlation_id, state, after, limit)))
 
     def status(self) -> dict[str, Any]:
         """Return the sidecar's own account of itself."""
