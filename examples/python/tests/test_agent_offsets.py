@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from agent_world import QUICK, World, release, world_fixture  # noqa: F401
+from agent_world import QUICK, World, eventually, release, world_fixture  # noqa: F401
 
 from workflow_results.agent.offsets import PartitionOffsets
 
@@ -22,6 +22,17 @@ def test_only_the_prefix_is_committable() -> None:
     assert offsets.committable == 8
     offsets.done(8)
     assert offsets.committable == 9
+
+
+def test_only_what_lies_before_all_that_is_open_begins_anew() -> None:
+    offsets = PartitionOffsets()
+    assert not offsets.begins_anew(3)
+    offsets.begin(3)
+    offsets.begin(4)
+    assert [offsets.begins_anew(offset) for offset in (0, 3, 4, 5)] == [True, True, False, False]
+    offsets.done(3)
+    offsets.done(4)
+    assert [offsets.begins_anew(offset) for offset in (4, 5)] == [True, False]
 
 
 def test_runs_that_end_out_of_order_are_committed_in_order(world: World) -> None:
@@ -120,3 +131,25 @@ def test_two_agents_share_and_lose_nothing(world: World) -> None:
     assert found.keys() == {held, *sent}
     world.await_committed(11)
     world.await_committed(10, partition=1)
+
+
+def test_a_topic_of_triggers_that_is_made_anew(world: World) -> None:
+    """Its offsets begin again: those of the runs that go on mean nothing in it."""
+    agent = world.agent()
+    old, new = world.gate(), world.gate()
+    before = [world.trigger(do="gate", gate=old), world.trigger()]
+    world.results(before[1])
+    world.kafka.delete_topic(world.triggers)
+    eventually(lambda: world.triggers not in world.kafka.admin.list_topics(timeout=30).topics)
+    world.kafka.create_topic(world.triggers, 2)
+    held = world.trigger(do="gate", gate=new)
+    world.await_run(held, "work")
+    release(old)
+    world.results(before[0])
+    agent.await_log("the run is settled", before[0])
+    world.results(world.trigger())
+    assert world.committed() <= 0  # of the new topic: its first trigger still runs
+    release(new)
+    world.results(held)
+    world.await_committed(2)
+    assert agent.process.poll() is None

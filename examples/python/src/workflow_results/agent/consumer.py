@@ -158,6 +158,8 @@ class Agent:
         offsets = self._partitions.get((topic, partition))
         if offsets is None:
             return  # it went to another a moment ago, who reads it, too
+        if offsets.begins_anew(offset):  # the offsets of runs that go on mean nothing in the new topic
+            offsets = self._partitions[topic, partition] = PartitionOffsets()
         offsets.begin(offset)
         value = message.value()
         try:

@@ -21,6 +21,10 @@ class PartitionOffsets:
         self._open.add(offset)
         self._next = offset + 1
 
+    def begins_anew(self, offset: int) -> bool:
+        """Tell whether a record lies before all that was taken and is open: its topic was deleted and made anew."""
+        return self._next is not None and offset < self._next and offset <= min(self._open, default=offset)
+
     def done(self, offset: int) -> None:
         """Let go of a record: it is answered, set aside or not ours."""
         self._open.remove(offset)
