@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib import import_module, resources
@@ -84,6 +85,24 @@ def test_fetch_of_what_is_not_there(kafka: Kafka, hook: WorkflowResultHook, chan
         hook.fetch(reference | change, timeout=2)
     with pytest.raises(ValueError, match="not a reference"):
         hook.fetch({"answer": 42})
+
+
+@pytest.mark.parametrize(
+    ("extra", "wrong"),
+    [({"bootstrap.servers": "127.0.0.1:1", "no.such.setting": 1}, "no.such.setting"), ({}, "bootstrap.servers")],
+    ids=["unknown setting", "no brokers"],
+)
+def test_wrong_connection_is_told(monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any], wrong: str) -> None:
+    extra = {**extra, "sasl.password": "s3cret"}
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA_WRONG", json.dumps({"conn_type": "kafka", "extra": extra}))
+    hook = WorkflowResultHook("kafka_wrong")
+    with pytest.raises(WorkflowNotTriggered, match=re.escape(wrong)) as caught:
+        trigger(hook, context(Store()), {})
+    assert "connection." in str(caught.value)  # what is to be corrected, or looked at
+    reference = {"topic": hook.results_topic, "partition": 0, "offset": 0, "correlation_id": str(uuid4())}
+    with pytest.raises((WorkflowResultUnreadable, ValueError), match=re.escape(wrong)) as unread:
+        hook.fetch(reference)
+    assert "s3cret" not in f"{caught.value}{unread.value}"
 
 
 def test_triggers_share_a_hub_and_leave_it(kafka: Kafka, hook: WorkflowResultHook) -> None:

@@ -37,15 +37,18 @@ def fetch(config: Mapping[str, Any], reference: Mapping[str, Any], timeout: floa
         timeout: seconds in which brokers that are away are asked again.
 
     Raises:
-        WorkflowResultUnreadable: it is no longer there, or was not read in time.
+        WorkflowResultUnreadable: it is no longer there, was not read in time, or cannot be with this configuration.
         ValueError: it is not a reference.
     """
     topic, partition, offset, key = _parts(reference)
     where = f"topic {topic}, partition {partition}, offset {offset}"
     troubles: list[str] = []
-    reader = Reader(
-        Connection(config), topic, lambda e: _note(e, troubles), lambda t: troubles.extend([t] if t else [])
-    )
+    try:
+        reader = Reader(
+            Connection(config), topic, lambda e: _note(e, troubles), lambda t: troubles.extend([t] if t else [])
+        )
+    except KafkaException as e:
+        raise WorkflowResultUnreadable(f"{where} was not read: {e.args[0]}. Correct the connection.") from e
     try:
         value = _value(reader, partition, offset, time.monotonic() + timeout, troubles)
     finally:

@@ -57,9 +57,10 @@ def ensure_triggered(hook: WorkflowResultHook, request: Request, ledger: Ledger,
         run_id = request.workflow_run_id or attempt.event_id
         hook.publish(request.workflow_id, run_id, request.payload, attempt.event_id, publish_timeout)
     except (TriggerNotDelivered, ResultStreamError) as e:
-        raise _not_triggered(hook, request, str(e), "A retry publishes it again, with the same ID.") from e
+        remedy = "A retry publishes it again, with the same ID. If that fails alike, look at topic and connection."
+        raise _not_triggered(hook, request, str(e), remedy) from e
     except (ValueError, TypeError) as e:
-        raise _not_triggered(hook, request, str(e), "Correct the task's arguments.") from e
+        raise _not_triggered(hook, request, str(e), "Correct the task's arguments or the connection.") from e
     _log.info("triggered workflow %s, run %s: correlation ID %s", request.workflow_id, run_id, attempt.event_id)
     return ledger.published(attempt)
 
