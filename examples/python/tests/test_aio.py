@@ -11,10 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from binary import sidecar_binary
 from broken_server import CREATED, BrokenServer, http
 from conftest import Sidecar
 from drivers import about
+from kafka import eventually
 
+from workflow_results import Sidecar as EmbeddedSidecar
 from workflow_results import SidecarUnavailable
 from workflow_results.aio import AsyncSidecarClient
 
@@ -171,3 +174,37 @@ def test_a_fork_between_two_loops(sidecar: Sidecar) -> None:
         asyncio.run(client.publish(**about(result={})))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     asyncio.run(client.close())
+
+
+def test_many_that_wait_for_publication_hold_nobody_up(tmp_path: Path) -> None:
+    """With Kafka away, each hears "pending" when its wait is over, however many there are."""
+
+    async def run(path: str) -> set[str]:
+        async with AsyncSidecarClient(path, deadline=20) as client:
+            waits = [client.publish(**about(result={}), wait_published=2) for _ in range(400)]
+            quick = [client.publish(**about(result={})) for _ in range(200)]
+            return {receipt.state for receipt in await asyncio.gather(*waits, *quick)}
+
+    with EmbeddedSidecar(
+        "127.0.0.1:1", tmp_path / "data", binary=sidecar_binary(), args=["--shutdown-timeout", "1s"]
+    ) as own:
+        assert asyncio.run(run(own.socket_path)) == {"pending"}
+
+
+def test_no_free_connection_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workflow_results.aio._MAX_AT_ONCE", 1)
+    server = BrokenServer(tmp_path / "b", lambda n: server.silent(n))
+
+    async def run() -> None:
+        async with AsyncSidecarClient(tmp_path / "b", deadline=2) as client:
+            first = asyncio.create_task(client.publish(**about(result={}), deadline=30))
+            await asyncio.to_thread(eventually, lambda: server.bodies)
+            with pytest.raises(
+                SidecarUnavailable, match="all 1 connections of this client are in use; nothing was sent"
+            ):
+                await client.publish(**about(result={}))
+            first.cancel()
+
+    asyncio.run(run())
+    assert len(server.bodies) == 1
+    server.close()

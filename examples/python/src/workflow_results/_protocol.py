@@ -217,8 +217,12 @@ class Course:
     def begin(self) -> float:
         """Begin an attempt; returns the seconds that it may take: one that hears nothing leaves time for another."""
         self._attempts += 1
-        left = max(self._by - time.monotonic(), 0.1)
+        left = self.left()
         return min(self._settings.attempt_timeout, max(left / 2, _LEAST_ATTEMPT), left) + self._request.wait
+
+    def left(self) -> float:
+        """Return the seconds until the moment to give up; always enough to try at all."""
+        return max(self._by - time.monotonic(), 0.1)
 
     def broke(self, error: Exception) -> float:
         """Take what broke the attempt; returns the seconds to pause before the next.
@@ -240,7 +244,7 @@ class Course:
         problem = _problem(response)
         if not passes(response.status):
             raise rejection(response.status, problem)
-        pause = backoff(self._attempts) if response.retry_after is None else response.retry_after
+        pause = max(backoff(self._attempts), response.retry_after or 0.0)
         return self._pause(pause, f"{response.status} {problem.get('detail') or problem.get('title')}")
 
     def _pause(self, pause: float, cause: str) -> float:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -26,7 +26,10 @@ from workflow_results.encoding import Dumps, dumps
 from workflow_results.errors import ResultRejected
 from workflow_results.receipt import Receipt
 
-_MAX_AT_ONCE = 64  # connections per loop: the sidecar lets 1024 in, from all its clients
+# Connections per loop; the sidecar lets 1024 in, from all its clients. Who waits for publication holds one for as
+# long, and must not keep the others out.
+_MAX_AT_ONCE = 64
+_MAX_WAITING = 448
 
 
 class AsyncTransport:
@@ -35,7 +38,26 @@ class AsyncTransport:
     def __init__(self, path: str) -> None:
         """Take the socket's path; nothing is opened yet."""
         self.pool = Pool(path)
-        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, _Turns] = WeakKeyDictionary()
+
+    @contextlib.asynccontextmanager
+    async def turn(self, request: Request, timeout: float) -> AsyncIterator[None]:
+        """Wait until this client may have one connection more: `request` is for within.
+
+        Raises:
+            TimeoutError: none came free in ``timeout`` seconds; nothing was sent.
+        """
+        turns = self._turns_here()
+        most, free = (_MAX_WAITING, turns.waiting) if request.wait else (_MAX_AT_ONCE, turns.at_once)
+        try:
+            async with asyncio.timeout(timeout):
+                await free.acquire()
+        except TimeoutError as e:
+            raise TimeoutError(f"all {most} connections of this client are in use; nothing was sent") from e
+        try:
+            yield
+        finally:
+            free.release()
 
     async def request(self, request: Request, timeout: float) -> Response:
         """Send one request and read the whole answer, both within ``timeout`` seconds.
@@ -47,21 +69,21 @@ class AsyncTransport:
             OSError, BrokenAnswer: whatever broke; the request may or may not
                 have been carried out.
         """
-        async with asyncio.timeout(timeout), self._turn():
+        async with asyncio.timeout(timeout):
             try:
                 return await self._attempt(request, self.pool.take())
             except StaleConnection:
                 self.pool.close()  # the others are as old
                 return await self._attempt(request, None)
 
-    def _turn(self) -> asyncio.Semaphore:
+    def _turns_here(self) -> _Turns:
         loop = asyncio.get_running_loop()
         if loop not in self._turns:
             for other in [ref() for ref in self._turns.keyrefs()]:
                 # A semaphore that somebody had to wait for holds its loop, which would stay here for good.
                 if other is not None and other.is_closed():
                     self._turns.pop(other, None)
-        return self._turns.setdefault(loop, asyncio.Semaphore(_MAX_AT_ONCE))
+        return self._turns.setdefault(loop, _Turns())
 
     async def _attempt(self, request: Request, kept: socket.socket | None) -> Response:
         sock = self.pool.connect() if kept is None else kept
@@ -88,6 +110,14 @@ async def _exchange(sock: socket.socket, data: bytes, parser: AnswerParser) -> R
     while True:
         if (response := parser.feed(await loop.sock_recv(sock, RECEIVE_BYTES))) is not None:
             return response
+
+
+class _Turns:
+    """One loop's."""
+
+    def __init__(self) -> None:
+        self.at_once = asyncio.Semaphore(_MAX_AT_ONCE)
+        self.waiting = asyncio.Semaphore(_MAX_WAITING)
 
 
 class AsyncSidecarClient:
@@ -206,7 +236,8 @@ class AsyncSidecarClient:
         course = _protocol.Course(self._settings, request, by)
         while True:
             try:
-                response = await self._transport.request(request, course.begin())
+                async with self._transport.turn(request, course.left()):
+                    response = await self._transport.request(request, course.begin())
             except _protocol.TROUBLE as e:
                 pause = course.broke(e)
             else:
