@@ -79,13 +79,21 @@ class Agent:
 class World:
     """Topics, a sidecar and agents of one test."""
 
-    def __init__(self, kafka: Kafka, directory: Path, partitions: int = 2) -> None:
+    def __init__(
+        self,
+        kafka: Kafka,
+        directory: Path,
+        partitions: int = 2,
+        triggers: str | None = None,
+        results: str | None = None,
+    ) -> None:
+        """Make its topics, but for the results': the sidecar does that. Names that are left out are new ones."""
         self.kafka = kafka
         self.directory = directory
         name = str(uuid4())
-        self.triggers = kafka.create_topic(f"triggers-{name}", partitions)
+        self.triggers = kafka.create_topic(triggers or f"triggers-{name}", partitions)
         self.dead_letters = kafka.create_topic(f"dlq-{name}")
-        self.results_topic = f"results-{name}"
+        self.results_topic = results or f"results-{name}"
         self.group = f"group-{name}"
         self.socket = str(directory / "s")
         self.runs_file = directory / "runs"
@@ -105,11 +113,21 @@ class World:
         )  # fmt: skip
         self.client.status()  # waits for the socket
 
+    @property
+    def sidecar_running(self) -> bool:
+        return self._sidecar is not None
+
     def stop_sidecar(self) -> None:
         assert self._sidecar is not None
         self._sidecar.terminate()
         assert self._sidecar.wait(TIMEOUT) == 0
         self._sidecar = None
+
+    def kill_sidecar(self) -> None:
+        if self._sidecar is not None:
+            self._sidecar.kill()
+            self._sidecar.wait(TIMEOUT)
+            self._sidecar = None
 
     @property
     def env(self) -> dict[str, str]:
@@ -136,6 +154,16 @@ class World:
         )  # fmt: skip
         self.agents.append(made)
         return made
+
+    def resume(self, event_id: str, *args: str, graph: str = "durable") -> subprocess.CompletedProcess[str]:
+        """Run the agent's command `resume` to its end."""
+        return subprocess.run(
+            [
+                sys.executable, "-m", "workflow_results.agent", "resume", f"agent_graphs:{graph}",
+                "--socket", self.socket, "--correlation-id", event_id, *args,
+            ],
+            env=self.env, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
 
     def trigger(self, partition: int = 0, workflow_id: str = "w", **payload: Any) -> str:
         """Send a trigger; returns its event ID."""
@@ -210,25 +238,30 @@ class World:
         for n, each in enumerate(self.agents):
             each.kill()
             print(f"the log of agent {n}:", *each.lines, sep="\n")  # pytest shows it when the test fails
-        if self._sidecar is not None:
-            self._sidecar.kill()
-            self._sidecar.wait(TIMEOUT)
+        self.kill_sidecar()
         self.client.close()
 
 
-def release(gate: str) -> None:
-    """Let a run go on that waits at its gate, or is about to."""
+def hold(gate: str) -> int:
+    """Wait until a run is at its gate, and keep it there; to close the returned descriptor lets it go on."""
+    opened: list[int] = []
 
-    def opened() -> bool:
+    def is_there() -> bool:
         try:
-            os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+            opened.append(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
         except OSError as e:
             if e.errno != errno.ENXIO:
                 raise
             return False  # nobody waits there yet
         return True
 
-    eventually(opened)
+    eventually(is_there)
+    return opened[0]
+
+
+def release(gate: str) -> None:
+    """Let a run go on that waits at its gate, or is about to."""
+    os.close(hold(gate))
 
 
 def eventually(condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:

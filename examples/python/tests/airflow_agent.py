@@ -35,7 +35,6 @@ class Agent:
     def __init__(self, kafka: Kafka) -> None:
         Agent.current = self
         self.triggers: list[dict[str, Any]] = []
-        self.errors: list[BaseException] = []  # what tasks failed with
         self.on_wait: Callable[[dict[str, Any]], Any] = lambda trigger: None  # called when one is held
         self._held: list[dict[str, Any]] = []
         self._runs: Counter[str] = Counter()

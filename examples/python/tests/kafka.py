@@ -54,6 +54,10 @@ class Kafka:
         self._format()
         self.start()
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
     def start(self) -> None:
         """Start the broker, on the same ports and data as before; returns when it serves."""
         assert self._process is None, "Kafka runs already"

@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from agent_world import QUICK, World, release, world_fixture  # noqa: F401
-
-
-def resume(world: World, event_id: str, *args: str, graph: str = "durable") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            sys.executable, "-m", "workflow_results.agent", "resume", f"agent_graphs:{graph}", "--socket", world.socket,
-            "--correlation-id", event_id, *args,
-        ],
-        env=world.env, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
 
 
 def test_interrupted_then_resumed_by_another_process(world: World) -> None:
@@ -29,15 +17,15 @@ def test_interrupted_then_resumed_by_another_process(world: World) -> None:
     agent.process.terminate()
     assert agent.wait() == 0
 
-    refused = resume(world, event_id)
+    refused = world.resume(event_id)
     assert (refused.returncode, "give --value" in refused.stderr) == (1, True), refused.stderr
-    done = resume(world, event_id, "--value", '{"approved": true}')
+    done = world.resume(event_id, "--value", '{"approved": true}')
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "success"
     found = world.results(event_id)[event_id]
     assert found["result"]["answer"] == {"approved": True}
     assert (found["workflow_id"], found["workflow_run_id"]) == ("w", "r")
-    again = resume(world, event_id, "--value", "1")
+    again = world.resume(event_id, "--value", "1")
     assert (again.returncode, "answered already" in again.stderr) == (1, True), again.stderr
     assert world.runs(event_id) == 1
 
@@ -47,16 +35,16 @@ def test_resume_without_a_sidecar_runs_nothing(world: World) -> None:
     event_id = world.trigger(do="interrupt")
     agent.await_log("waits for `resume`", event_id)
     world.stop_sidecar()
-    refused = resume(world, event_id, "--value", "1")
+    refused = world.resume(event_id, "--value", "1")
     assert (refused.returncode, "Is it running" in refused.stderr) == (1, True), refused.stderr
     assert world.runs(event_id, "work") == 1
     world.start_sidecar()
-    assert resume(world, event_id, "--value", "1").returncode == 0
+    assert world.resume(event_id, "--value", "1").returncode == 0
     assert world.results(event_id)[event_id]["result"]["answer"] == 1
 
 
 def test_an_id_that_is_none_is_told(world: World) -> None:
-    wrong = resume(world, "run-1")
+    wrong = world.resume("run-1")
     assert (wrong.returncode, "'run-1' is no UUID" in wrong.stderr) == (2, True), wrong.stderr
 
 
@@ -92,16 +80,16 @@ def test_a_breakpoint_is_passed_by_resume_alone(world: World) -> None:
     event_id = world.trigger(n=3)
     agent.await_log("waits for `resume`", event_id)
     world.await_committed(1)
-    refused = resume(world, event_id, "--value", "1", graph="breakpoint_before_work")
+    refused = world.resume(event_id, "--value", "1", graph="breakpoint_before_work")
     assert (refused.returncode, "leave out --value" in refused.stderr) == (1, True), refused.stderr
-    done = resume(world, event_id, graph="breakpoint_before_work")
+    done = world.resume(event_id, graph="breakpoint_before_work")
     assert done.returncode == 0, done.stderr
     assert world.results(event_id)[event_id]["result"]["answer"] == 3
 
 
 @pytest.mark.parametrize("graph", ["durable", "graph"])
 def test_nothing_to_resume(world: World, graph: str) -> None:
-    done = resume(world, "0192f0c1-2b7e-7c3a-9d54-5f2a1b6c7d8e", "--value", "1", graph=graph)
+    done = world.resume("0192f0c1-2b7e-7c3a-9d54-5f2a1b6c7d8e", "--value", "1", graph=graph)
     assert done.returncode == 1
     assert ("no run of" if graph == "durable" else "no checkpointer") in done.stderr
 

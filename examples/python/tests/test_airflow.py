@@ -1,4 +1,4 @@
-"""Real task instances of a real Airflow, in this process: `dag.test` runs tasks, and triggers inline."""
+"""Real task instances of a real Airflow, whose triggers a stand-in of an agent answers: it can be told how."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import airflow_home
 import airflow_versions
 import pytest
 from airflow_agent import RESULTS, TRIGGERS, Agent
+from airflow_world import Run, dags_fixture, errors, waiting
 from kafka import Background, Kafka, eventually, kafka_fixture
 
 from workflow_results import hub
 
-FIXTURES = (kafka_fixture,)
+FIXTURES = (dags_fixture, kafka_fixture)
 
 
 @pytest.fixture(scope="module", name="agent")
@@ -30,36 +31,6 @@ def agent_fixture(kafka: Kafka) -> Iterator[Agent]:
     yield made
     made.close()
     hub._stop_all()  # else they would tell of the broker that the session ends
-
-
-@pytest.fixture(scope="module", name="dags")
-def dags_fixture(agent: Agent) -> Any:
-    return airflow_versions.load_dags(airflow_home.DAGS)
-
-
-class Run:
-    """A finished run of a DAG."""
-
-    def __init__(self, dag: Any, **conf: Any) -> None:
-        self._dag = dag
-        self._run = dag.test(run_conf=conf)
-        self.id = self._run.run_id
-
-    @property
-    def state(self) -> str:
-        return str(self._run.state)
-
-    def clear(self, task_id: str = "ask") -> None:
-        airflow_versions.run_cleared(self._dag, self._run, task_id)
-
-    def resume_unanswered(self, task_id: str) -> None:
-        airflow_versions.resume_unanswered(self._dag, self._run, task_id)
-
-    def tasks(self) -> dict[tuple[str, int], Any]:
-        return {(ti.task_id, ti.map_index): ti for ti in self._run.get_task_instances()}
-
-    def xcom(self, task_id: str = "ask", map_index: int = -1, key: str = "return_value") -> Any:
-        return airflow_versions.xcom(self._dag.dag_id, self.id, task_id, map_index, key)
 
 
 def test_success(agent: Agent, dags: Any) -> None:
@@ -105,7 +76,7 @@ def test_deferred_success(agent: Agent, dags: Any, monkeypatch: pytest.MonkeyPat
 def test_workflow_that_ends_badly(agent: Agent, dags: Any, dag: str, do: str, kind: str, told: str) -> None:
     run = Run(dags[dag], do=do, workflow="review")
     assert run.state == "failed"
-    error = agent.errors[-1]
+    error = errors[-1]
     assert type(error).__name__ == kind
     assert re.search(told, str(error))
     event = run.xcom(key="workflow_event")
@@ -136,8 +107,8 @@ def test_timeout(agent: Agent, dags: Any, dag: str, limit: str) -> None:
     run = Run(dags[dag], do="wait")
     assert run.state == "failed"
     (trigger,) = agent.of(run.id)
-    told = str(agent.errors[-1])
-    assert type(agent.errors[-1]).__name__ == "WorkflowTimedOut"
+    told = str(errors[-1])
+    assert type(errors[-1]).__name__ == "WorkflowTimedOut"
     for part in (f"within {limit}", trigger["event_id"], RESULTS, TRIGGERS, "without any trouble"):
         assert part in told
 
@@ -192,8 +163,8 @@ def test_large_result_stays_in_kafka(agent: Agent, dags: Any) -> None:
 def test_broker_that_is_away(agent: Agent, dags: Any) -> None:
     run = Run(dags["broker_down"], do="succeed")
     assert run.state == "failed"
-    assert type(agent.errors[-1]).__name__ == "WorkflowNotTriggered"
-    assert re.search(r"topic workflow-triggers of connection kafka_down: .*127\.0\.0\.1:1", str(agent.errors[-1]))
+    assert type(errors[-1]).__name__ == "WorkflowNotTriggered"
+    assert re.search(r"topic workflow-triggers of connection kafka_down: .*127\.0\.0\.1:1", str(errors[-1]))
     assert agent.of(run.id) == []
 
 
@@ -209,18 +180,14 @@ def test_task_that_is_told_to_end(agent: Agent, dags: Any, dag: str) -> None:
         agent.on_wait = lambda trigger: None
     assert run.state == "failed"
     (trigger,) = agent.of(run.id)
-    assert type(agent.errors[-1]).__name__ == "WorkflowWaitKilled"
-    assert trigger["event_id"] in str(agent.errors[-1])
-    eventually(lambda: not waits_for(trigger["event_id"]))
+    assert type(errors[-1]).__name__ == "WorkflowWaitKilled"
+    assert trigger["event_id"] in str(errors[-1])
+    eventually(lambda: trigger["event_id"] not in waiting(RESULTS))
 
 
 def kill_once_it_waits(event_id: str) -> None:
-    eventually(lambda: waits_for(event_id))
+    eventually(lambda: event_id in waiting(RESULTS))
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def waits_for(event_id: str) -> bool:
-    return any(event_id.encode() in each._waiting for each in list(hub._hubs.values()))
 
 
 def test_function_in_a_task(agent: Agent, dags: Any) -> None:
@@ -293,15 +260,15 @@ def test_triggerer_that_says_nothing(agent: Agent, dags: Any, kind: str, error: 
 def test_sensor_of_a_failure_is_not_retried(agent: Agent, dags: Any) -> None:
     run = Run(dags["sensor_poke"], do="fail")
     assert run.state == "failed"
-    assert type(agent.errors[-1]).__name__ == "AirflowFailException"
-    assert "declined by the reviewer" in str(agent.errors[-1])
+    assert type(errors[-1]).__name__ == "AirflowFailException"
+    assert "declined by the reviewer" in str(errors[-1])
 
 
 def test_sensor_timeout(agent: Agent, dags: Any) -> None:
     run = Run(dags["sensor_impatient"], do="wait")
     assert run.state == "failed"
-    assert type(agent.errors[-1]).__name__ == "AirflowSensorTimeout"
-    assert "no result for correlation ID" in str(agent.errors[-1])
+    assert type(errors[-1]).__name__ == "AirflowSensorTimeout"
+    assert "no result for correlation ID" in str(errors[-1])
 
 
 @pytest.mark.parametrize(("dag", "do"), [("sensor_soft", "fail"), ("sensor_soft_deferred", "wait")])

@@ -10,15 +10,14 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib import import_module, resources
-from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import airflow_home
-import airflow_versions
 import jsonschema
 import pytest
 from airflow.triggers.base import TriggerEvent
+from airflow_world import Store, context, hubs, over_the_database, waiting
 from kafka import Kafka, eventually, kafka_fixture, result, topic_fixture
 
 from workflow_results import hub
@@ -113,10 +112,10 @@ def test_triggers_share_a_hub_and_leave_it(kafka: Kafka, hook: WorkflowResultHoo
 
     async def run() -> list[TriggerEvent]:
         waits = [asyncio.ensure_future(anext(each.run())) for each in triggers]
-        await asyncio.to_thread(eventually, lambda: len(waiting(hook)) == 12)
-        assert len([each for each in hub._hubs.values() if each._topic == hook.results_topic]) == 1
+        await asyncio.to_thread(eventually, lambda: len(waiting(hook.results_topic)) == 12)
+        assert len(hubs(hook.results_topic)) == 1
         waits[-1].cancel()
-        await asyncio.to_thread(eventually, lambda: len(waiting(hook)) == 11)
+        await asyncio.to_thread(eventually, lambda: len(waiting(hook.results_topic)) == 11)
         await asyncio.to_thread(kafka.publish, hook.results_topic, *[result(i) for i in ids])
         return await asyncio.gather(*waits[:-1])
 
@@ -140,37 +139,11 @@ def test_trigger_that_times_out(hook: WorkflowResultHook) -> None:
     payload = asyncio.run(anext(trigger.run())).payload
     assert payload["status"] == "timeout"
     assert i in payload["message"]
-    eventually(lambda: not waiting(hook))
+    eventually(lambda: not waiting(hook.results_topic))
 
 
 def a_trigger(hook: WorkflowResultHook, i: str, end_time: datetime | None = None, **where: Any) -> Any:
     return WorkflowResultTrigger(i, end_time or in_an_hour(), "w", hook.results_topic, hook.kafka_config_id, **where)
-
-
-def over_the_database(trigger: Any) -> Any:
-    path, arguments = trigger.serialize()
-    assert path == f"{type(trigger).__module__}.{type(trigger).__name__}"
-    return type(trigger)(**airflow_versions.over_the_database(arguments))
-
-
-def waiting(hook: WorkflowResultHook) -> list[Any]:
-    return [key for each in list(hub._hubs.values()) if each._topic == hook.results_topic for key in each._waiting]
-
-
-class Store(dict[str, Any]):
-    """A task state store whose values go through JSON."""
-
-    def set(self, key: str, value: Any) -> None:
-        self[key] = json.loads(json.dumps(value))
-
-
-def context(store: Store | None, try_number: int = 1, retries: int = 2, max_tries: int = 2) -> Any:
-    task = SimpleNamespace(retries=retries)
-    ti = SimpleNamespace(
-        dag_id="d", run_id="r", task_id="t", map_index=-1, try_number=try_number, max_tries=max_tries, task=task
-    )
-    run = SimpleNamespace(start_date=datetime(2026, 1, 2, tzinfo=UTC))
-    return {"ti": ti, "dag_run": run, **({} if store is None else {"task_state_store": store})}
 
 
 def trigger(hook: WorkflowResultHook, of: Any, payload: Any = None) -> Any:

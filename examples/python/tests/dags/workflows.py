@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, get_current_context, task
 from airflow_agent import Agent
+from airflow_world import failed
 
 from workflow_results.airflow import (
     TriggerWorkflowOperator,
@@ -17,10 +18,6 @@ from workflow_results.airflow import (
 
 PAYLOAD = {"do": "{{ dag_run.conf['do'] }}", "ask": "of {{ dag.dag_id }}", "run": "{{ run_id }}"}
 AT_ONCE = {"retries": 1, "retry_delay": timedelta(0)}
-
-
-def failed(context: Any) -> None:
-    Agent.current.errors.append(context["exception"])
 
 
 def retried(context: Any) -> None:
