@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import agent_graphs
 import pytest
 from binary import sidecar_binary
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
@@ -229,6 +230,15 @@ class World:
 
     def await_run(self, event_id: str, what: str) -> None:
         eventually(lambda: self.runs(event_id, what) > 0)
+
+    def await_checkpoint(self, event_id: str, node: str) -> None:
+        """Wait until the checkpointer holds that this node is next: LangGraph stores it beside the node's run."""
+
+        def is_held() -> bool:
+            graph = agent_graphs.build(agent_graphs.work, agent_graphs.FileSaver(self.env["CHECKPOINTS"]))
+            return bool(graph.get_state({"configurable": {"thread_id": event_id}}).next == (node,))
+
+        eventually(is_held)
 
     def create_dead_letters(self, settings: dict[str, str]) -> None:
         topic = NewTopic(self.dead_letters, 1, 1, config=settings)

@@ -66,6 +66,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(world: World) -> None:
     event_id = world.trigger(do="gate", gate=gate, n=5)
     first.await_log("the run begins")
     world.await_run(event_id, "work")
+    world.await_checkpoint(event_id, "work")
     first.kill()
     second = world.agent("durable")
     second.await_log("goes on from its checkpoint", "next=work")
