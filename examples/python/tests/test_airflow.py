@@ -253,8 +253,8 @@ def test_triggerer_that_says_nothing(agent: Agent, dags: Any, kind: str, error: 
     """Airflow's scheduler gives the deferred task up, and resumes it to fail."""
     dag, task_id = (dags["deferred"], "ask") if kind == "deferred" else (dags["sensor_deferred"], "await")
     Run(dag, do="succeed").resume_unanswered(task_id)
-    assert type(agent.errors[-1]).__name__ == error
-    assert "the triggerer told nothing" in str(agent.errors[-1])
+    assert type(errors[-1]).__name__ == error
+    assert "the triggerer told nothing" in str(errors[-1])
 
 
 def test_sensor_of_a_failure_is_not_retried(agent: Agent, dags: Any) -> None:

@@ -354,8 +354,10 @@ def test_sidecar_killed_after_its_answer_and_before_publication(loop: Loop, dags
         loop.running.await_log("the run is settled", event_id)
         assert loop.client.status()["outbox"]["pending"] == 1
         loop.kill_sidecar()
-        loop.kafka.start()
         loop.start_sidecar()
+        # It is the outbox that keeps it: the agent, too, would bring it back, from its checkpoint.
+        assert loop.client.status()["outbox"]["pending"] == 1
+        loop.kafka.start()
 
     event_id = loop.assert_answered(loop.run(dags["loop_patient_poll"], story, do="gate", gate=gate, n=7), 7)
     assert loop.runs(event_id, "work") == 1
