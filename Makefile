@@ -96,6 +96,12 @@ torture: need-test kafka ## Kills, power cuts and faults in numbers (ROUNDS=200 
 	$(call stage,torture,go test -tags kafka -run '^Test(Killed|Power)' -count 1 -v -timeout 3h ./test -rounds $(ROUNDS) -cuts $$(($(ROUNDS) / 10)))
 ROUNDS ?= 200
 
+.PHONY: fuzz
+fuzz: need-go ## Fuzz the decoder and the batch stream, FUZZTIME each (1m)
+	go test ./internal/result -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZTIME)
+	go test ./internal/ipc -run '^$$' -fuzz '^FuzzBatch$$' -fuzztime $(FUZZTIME)
+FUZZTIME ?= 1m
+
 .PHONY: soak
 soak: need-test kafka ## An hour at 500 results/s with retention on: nothing grows (SOAK=1h)
 	$(call stage,soak,go test -tags kafka -run '^TestSoak$$' -count 1 -v -timeout 3h ./test -soak $(SOAK) -soak-csv $(CURDIR)/docs/reliability/soak.csv)

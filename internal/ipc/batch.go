@@ -78,7 +78,7 @@ func (s *Server) parseBatch(data []byte, h http.Header) (*batch, error) {
 	for text := range bytes.Lines(data) {
 		number++
 		text = bytes.TrimRight(text, "\r\n")
-		if len(bytes.TrimSpace(text)) == 0 {
+		if len(bytes.Trim(text, " \t\r")) == 0 { // JSON's white space: what is more, is answered
 			continue
 		}
 		if len(b.lines) == maxBatchLines {

@@ -31,7 +31,7 @@ func (h *harness) batchText(query, body string) []batchLine {
 	return linesOf(h.t, a.text)
 }
 
-func linesOf(t *testing.T, text string) []batchLine {
+func linesOf(t testing.TB, text string) []batchLine {
 	t.Helper()
 	var lines []batchLine
 	sc := bufio.NewScanner(strings.NewReader(text))

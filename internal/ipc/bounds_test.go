@@ -31,7 +31,7 @@ func (h *harness) dial() (net.Conn, *bufio.Reader) {
 	return c, bufio.NewReader(c)
 }
 
-func write(t *testing.T, c net.Conn, text string) {
+func write(t testing.TB, c net.Conn, text string) {
 	t.Helper()
 	if _, err := io.WriteString(c, text); err != nil {
 		t.Fatal(err)
@@ -39,7 +39,7 @@ func write(t *testing.T, c net.Conn, text string) {
 }
 
 // read reads one answer and checks it against the document as one to a POST.
-func read(t *testing.T, r *bufio.Reader) (status int, body string) {
+func read(t testing.TB, r *bufio.Reader) (status int, body string) {
 	t.Helper()
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil {

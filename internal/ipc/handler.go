@@ -307,14 +307,16 @@ func (s *Server) getResult(w http.ResponseWriter, r *http.Request, id uuid.UUID)
 		s.refuse(w, err)
 		return
 	}
-	v := viewOf(e)
-	if withPayload {
-		if v.Result, err = s.opts.Store.Payload(r.Context(), id); err != nil {
-			s.refuse(w, err)
-			return
-		}
+	if !withPayload {
+		writeJSON(w, http.StatusOK, viewOf(e))
+		return
 	}
-	writeJSON(w, http.StatusOK, v)
+	payload, err := s.opts.Store.Payload(r.Context(), id)
+	if err != nil {
+		s.refuse(w, err)
+		return
+	}
+	writeWithPayload(w, viewOf(e), payload)
 }
 
 func (s *Server) payloadWanted(q url.Values) (bool, error) {

@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 
 // harness is a server on a real socket over a real outbox.
 type harness struct {
-	t      *testing.T
+	t      testing.TB
 	path   string
 	store  *outbox.Outbox
 	faults *faults
@@ -112,7 +112,7 @@ type settings struct {
 	broken bool // metrics that cannot be read
 }
 
-func start(t *testing.T, change ...func(*settings)) *harness {
+func start(t testing.TB, change ...func(*settings)) *harness {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	registry := prometheus.NewRegistry()
@@ -181,7 +181,7 @@ func (h *harness) status(ctx context.Context) any {
 
 // checked holds every exchange against the document.
 type checked struct {
-	t    *testing.T
+	t    testing.TB
 	next *http.Transport
 }
 
@@ -326,7 +326,7 @@ func (h *harness) park() {
 }
 
 // want fails unless the answer has a status and, for a problem, a name.
-func (a answer) want(t *testing.T, status int, problem string) {
+func (a answer) want(t testing.TB, status int, problem string) {
 	t.Helper()
 	if a.status != status || problem != "" && a.Type != problemType+problem {
 		t.Errorf("got %d, want %d %s: %s", a.status, status, problem, a.text)

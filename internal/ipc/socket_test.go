@@ -9,7 +9,7 @@ import (
 )
 
 // shortDir is a directory whose paths fit into sun_path.
-func shortDir(t *testing.T) string {
+func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ipc")
 	if err != nil {

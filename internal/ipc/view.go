@@ -29,7 +29,7 @@ type View struct {
 	PublishedAt   *time.Time      `json:"published_at"`
 	ParkedAt      *time.Time      `json:"parked_at"`
 	Reason        *string         `json:"reason"`
-	Result        json.RawMessage `json:"result,omitempty"` // only where payloads are shown
+	Result        json.RawMessage `json:"result,omitempty"` // only where payloads are shown: see writeWithPayload
 }
 
 func viewOf(e outbox.Entry) View {
@@ -87,9 +87,29 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 		_ = writeProblem(w, err)
 		return
 	}
+	writeBody(w, status, body)
+}
+
+func writeBody(w http.ResponseWriter, status int, body []byte) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_, _ = w.Write(append(body, '\n')) // a client that is gone is no error of ours
+}
+
+// writeWithPayload writes an entry with its payload byte for byte: json.Marshal
+// would take out white space and escape what HTML minds. nil is one whose history
+// window is over.
+func writeWithPayload(w http.ResponseWriter, v View, payload []byte) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		_ = writeProblem(w, err)
+		return
+	}
+	if payload == nil {
+		payload = []byte("null")
+	}
+	body = append(body[:len(body)-1], `,"result":`...)
+	writeBody(w, http.StatusOK, append(append(body, payload...), '}'))
 }
 
 // Views are entries as the socket's JSON shows them, for commands that print it.
