@@ -265,9 +265,9 @@ func (s *Server) waitOf(q url.Values) (time.Duration, error) {
 		return 0, badQuery("wait must be published")
 	}
 	wait := 10 * time.Second
-	if text := q.Get("timeout"); text != "" {
+	if q.Has("timeout") {
 		var err error
-		if wait, err = time.ParseDuration(text); err != nil || wait <= 0 || wait > s.opts.MaxWait {
+		if wait, err = time.ParseDuration(q.Get("timeout")); err != nil || wait <= 0 || wait > s.opts.MaxWait {
 			return 0, badQuery("timeout must be a duration such as 10s, above 0 and up to %s", s.opts.MaxWait)
 		}
 	}
@@ -325,11 +325,10 @@ func (s *Server) payloadWanted(q url.Values) (bool, error) {
 			return false, badQuery("only payload=true is known here; got %q", name)
 		}
 	}
-	switch q.Get("payload") {
-	case "", "false":
+	switch {
+	case !q.Has("payload"), q.Get("payload") == "false":
 		return false, nil
-	case "true":
-	default:
+	case q.Get("payload") != "true":
 		return false, badQuery("payload must be true or false")
 	}
 	if !s.opts.ShowPayload {

@@ -173,6 +173,7 @@ func TestPayloadOnlyWhereAllowed(t *testing.T) {
 	}
 	hidden.get("/v1/results/"+id.String()+"?payload=true").want(t, 403, "payload-hidden")
 	hidden.get("/v1/results/"+id.String()+"?payload=maybe").want(t, 400, "bad-query")
+	hidden.get("/v1/results/"+id.String()+"?payload=").want(t, 400, "bad-query")
 	hidden.get("/v1/results/"+id.String()+"?pay=true").want(t, 400, "bad-query")
 	shown := start(t, func(s *settings) { s.ShowPayload = true })
 	shown.post(event(id, `{"n": 1.50}`))

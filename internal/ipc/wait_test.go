@@ -109,7 +109,7 @@ func TestWaitOutlastsTheTimeouts(t *testing.T) {
 func TestWaitQueries(t *testing.T) {
 	h := start(t)
 	for _, query := range []string{"wait=never", "wait=published&timeout=soon", "wait=published&timeout=0s", "wait=published&timeout=-1s",
-		"wait=published&timeout=11m", "timeout=1s", "wait=published&wait=published", "why=1",
+		"wait=published&timeout=11m", "wait=published&timeout=", "timeout=1s", "wait=published&wait=published", "why=1",
 		"wait=published;timeout=1s", "wait=pub%zzlished", "nonsense=%zz"} {
 		h.call(http.MethodPost, "/v1/results?"+query, "application/json", strings.NewReader(oneEvent())).want(t, 400, "bad-query")
 		h.call(http.MethodPost, "/v1/results:batch?"+query, "application/x-ndjson", strings.NewReader(oneEvent())).want(t, 400, "bad-query")
