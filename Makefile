@@ -46,7 +46,7 @@ demo-airflow: need-test build kafka $(VENV)/dev.stamp ## Show the whole loop on 
 
 .PHONY: test
 test: need-test ## Run all tests, real Kafka included
-	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-airflow test-wheel test-curl lint; echo "all tests passed in $$((SECONDS - start)) s"
+	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-airflow test-wheel test-curl test-property lint; echo "all tests passed in $$((SECONDS - start)) s"
 
 .PHONY: test-unit
 test-unit: need-go ## Unit tests and fault injection with -race
@@ -85,6 +85,16 @@ test-wheel: wheel ## The wheel in a fresh virtual environment: its sidecar start
 .PHONY: test-curl
 test-curl: build ## Every call of the socket with curl
 	$(call stage,curl,SIDECAR=$(BIN) ./test/curl.sh)
+
+.PHONY: test-property
+test-property: build $(VENV)/dev.stamp ## Requests made from api/openapi.yaml: no 5xx, as documented, no stored lie
+	$(call stage,properties of the API,$(PROPERTY) test/property)
+
+.PHONY: property
+property: build $(VENV)/dev.stamp ## The same, long: EXAMPLES requests for each operation (20000; some hours)
+	EXAMPLES=$(EXAMPLES) $(PROPERTY) -s test/property
+EXAMPLES ?= 20000
+PROPERTY = SIDECAR_BIN="$(CURDIR)/$(BIN)" $(VENV)/bin/python -m pytest -q -p no:cacheprovider
 
 .PHONY: bench
 bench: need-test kafka ## The figures, three runs: intake, line, limits, memory (a quarter of an hour)
