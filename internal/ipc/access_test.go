@@ -64,32 +64,7 @@ func TestOnlyOperatorsRetryAndPurge(t *testing.T) {
 
 // TestAnotherUser connects as somebody else in earnest: the kernel says who.
 func TestAnotherUser(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can start a process of another user")
-	}
-	const nobody = 65534
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := shortDir(t)
-	bin := filepath.Join(dir, "test")
-	if err := copyFile(exe, bin); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	ask := func(path string) string {
-		cmd := exec.CommandContext(t.Context(), bin)
-		cmd.Dir, cmd.Env = "/", []string{"IPC_TEST_SOCKET=" + path}
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Logf("%v", err)
-		}
-		return strings.TrimSpace(string(out))
-	}
+	dir, ask := anotherUser(t)
 	serve := func(name string, change func(*settings)) string {
 		h := start(t, func(s *settings) {
 			s.Path, s.Mode = filepath.Join(dir, name), 0o666
@@ -111,7 +86,56 @@ func TestAnotherUser(t *testing.T) {
 	}
 }
 
-// beAnotherUser is the child of TestAnotherUser: it prints the answer's status.
+// TestStrangersHoldNobodyUp: who may not connect takes no connection from those
+// who may, however many he opens.
+func TestStrangersHoldNobodyUp(t *testing.T) {
+	dir, ask := anotherUser(t)
+	h := start(t, func(s *settings) {
+		s.Path, s.Mode, s.MaxConnections = filepath.Join(dir, "s"), 0o666, 4
+		s.Access.UIDs = []uint32{nobody}
+	})
+	for range 200 { // this process is the stranger
+		h.dial()
+	}
+	if got := ask(h.path); got != "200" {
+		t.Errorf("beside 200 connections of a stranger: %s", got)
+	}
+}
+
+const nobody = 65534
+
+// anotherUser returns a directory that everybody may enter, and what lets nobody
+// ask the server at a path in it: the answer's status, or the error.
+func anotherUser(t *testing.T) (dir string, ask func(path string) string) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("only root can start a process of another user")
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir = shortDir(t)
+	bin := filepath.Join(dir, "test")
+	if err := copyFile(exe, bin); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir, func(path string) string {
+		cmd := exec.CommandContext(t.Context(), bin)
+		cmd.Dir, cmd.Env = "/", []string{"IPC_TEST_SOCKET=" + path}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Logf("%v", err)
+		}
+		return strings.TrimSpace(string(out))
+	}
+}
+
+// beAnotherUser is the child of anotherUser: it prints the answer's status.
 func beAnotherUser(path string) int {
 	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", path)

@@ -64,28 +64,47 @@ func peerFrom(ctx context.Context) peer {
 
 // connections bounds and counts the open connections. Beyond the bound nothing
 // is accepted: the kernel's backlog waits, and idle connections time out.
+// Strangers, who may not connect, are told so, a few at a time, and take no place
+// from anybody else.
 type connections struct {
 	net.Listener
-	slots chan struct{}
+	access    Access
+	slots     chan struct{}
+	strangers chan struct{}
 
 	mu   sync.Mutex
-	open int
+	open int       // strangers aside
 	idle time.Time // since when none is open
 }
 
-func limitConnections(l net.Listener, most int) *connections {
-	return &connections{Listener: l, slots: make(chan struct{}, most), idle: time.Now()}
+// maxStrangers hear at one time that they may not connect; more are hung up on.
+const maxStrangers = 16
+
+func limitConnections(l net.Listener, most int, access Access) *connections {
+	return &connections{Listener: l, access: access, slots: make(chan struct{}, most), strangers: make(chan struct{}, maxStrangers), idle: time.Now()}
 }
 
 func (c *connections) Accept() (net.Conn, error) {
 	c.slots <- struct{}{}
-	conn, err := c.Listener.Accept()
-	if err != nil {
-		<-c.slots
-		return nil, err
+	for {
+		conn, err := c.Listener.Accept()
+		if err != nil {
+			<-c.slots
+			return nil, err
+		}
+		p, err := peerOf(conn)
+		if c.access.allows(p) {
+			c.count(+1)
+			return &countedConn{Conn: conn, peer: p, peerErr: err, done: func() { c.count(-1); <-c.slots }}, nil
+		}
+		select {
+		case c.strangers <- struct{}{}:
+			<-c.slots
+			return &countedConn{Conn: conn, peer: p, peerErr: err, done: func() { <-c.strangers }}, nil
+		default:
+			_ = conn.Close() // nothing was read or written
+		}
 	}
-	c.count(+1)
-	return &countedConn{Conn: conn, of: c}, nil
 }
 
 func (c *connections) count(by int) {
@@ -107,15 +126,14 @@ func (c *connections) idleSince() (t time.Time, ok bool) {
 
 type countedConn struct {
 	net.Conn
-	of   *connections
-	once sync.Once
+	peer    peer
+	peerErr error
+	once    sync.Once
+	done    func()
 }
 
 func (c *countedConn) Close() error {
 	err := c.Conn.Close()
-	c.once.Do(func() {
-		c.of.count(-1)
-		<-c.of.slots
-	})
+	c.once.Do(c.done)
 	return err
 }

@@ -19,6 +19,7 @@ const (
 // unknown paths with plain text.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !s.opts.Access.allows(peerFrom(r.Context())) {
+		w.Header().Set("Connection", "close") // there is room for few strangers
 		s.refuse(w, newProblem(http.StatusForbidden, "forbidden", "not allowed", "this peer's UID and GID are not on the sidecar's list"))
 		return
 	}

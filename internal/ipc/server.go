@@ -125,7 +125,7 @@ func Listen(opts Options) (*Server, error) {
 	srv := &Server{
 		opts:    opts,
 		socket:  s,
-		conns:   limitConnections(s, opts.MaxConnections),
+		conns:   limitConnections(s, opts.MaxConnections, opts.Access),
 		bodies:  semaphore.NewWeighted(opts.MaxInFlightBytes),
 		waiters: semaphore.NewWeighted(opts.MaxWaiters),
 		logged:  interval{last: make(map[string]time.Time)},
@@ -150,14 +150,11 @@ func Listen(opts Options) (*Server, error) {
 }
 
 func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
-	if counted, ok := c.(*countedConn); ok {
-		c = counted.Conn
+	counted := c.(*countedConn) // of our own listener
+	if counted.peerErr != nil {
+		s.opts.Log.Warn("a peer's credentials are unknown", "error", counted.peerErr)
 	}
-	p, err := peerOf(c)
-	if err != nil {
-		s.opts.Log.Warn("a peer's credentials are unknown", "error", err)
-	}
-	return context.WithValue(ctx, peerKey{}, p)
+	return context.WithValue(ctx, peerKey{}, counted.peer)
 }
 
 // Run serves until soft ends, then lets requests under way finish, within a
