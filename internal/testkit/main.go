@@ -78,7 +78,7 @@ func Build(t testing.TB) string {
 	}
 	bin := filepath.Join(sharedDir(t), "sidecar")
 	args := []string{"build", "-o", bin}
-	if raceEnabled {
+	if RaceEnabled {
 		args = append(args, "-race")
 	}
 	cmd := exec.Command("go", append(args, "./cmd/sidecar")...)

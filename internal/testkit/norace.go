@@ -2,4 +2,5 @@
 
 package testkit
 
-const raceEnabled = false
+// RaceEnabled: the tests run with the race detector, so the binary gets it too.
+const RaceEnabled = false

@@ -2,5 +2,5 @@
 
 package testkit
 
-// raceEnabled: the tests run with the race detector, so the binary gets it too.
-const raceEnabled = true
+// RaceEnabled: the tests run with the race detector, so the binary gets it too.
+const RaceEnabled = true
