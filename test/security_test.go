@@ -7,6 +7,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"workflow-results-sidecar/internal/testkit"
@@ -272,6 +275,158 @@ func TestMissingRights(t *testing.T) {
 			l.drained()
 			l.stop(p)
 			s.arrived(l, acked)
+		})
+	}
+}
+
+// leaks are the places where a secret might show itself.
+type leaks struct {
+	t       *testing.T
+	secrets map[string]string // by what each is
+}
+
+// check looks for every secret, plain and as base64, which is how SASL and HTTP carry it.
+func (k leaks) check(where, text string) {
+	k.t.Helper()
+	for what, secret := range k.secrets {
+		for _, form := range []string{secret, base64.StdEncoding.EncodeToString([]byte(secret)), base64.RawURLEncoding.EncodeToString([]byte(secret)), url.QueryEscape(secret)} {
+			if strings.Contains(text, form) {
+				k.t.Errorf("%s stands in %s: …%s…", what, where, form[:min(len(form), 12)])
+			}
+		}
+	}
+}
+
+// of looks at all that a running sidecar shows, and at what the commands print.
+func (k leaks) of(l *line, p *testkit.Process, flags []string, env string) {
+	k.t.Helper()
+	client := testkit.SocketClient(k.t, l.socket)
+	defer client.CloseIdleConnections()
+	for _, path := range []string{"/v1/status", "/metrics", "/healthz", "/readyz", "/v1/results"} {
+		resp, err := client.Get("http://sidecar" + path)
+		if err != nil {
+			k.t.Fatal(err)
+		}
+		text, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || len(text) == 0 {
+			k.t.Fatalf("%s: %q %v", path, text, err)
+		}
+		k.check(path, string(text))
+	}
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID()))
+	if err != nil || !bytes.Contains(cmdline, []byte(l.socket)) {
+		k.t.Fatalf("%q %v", cmdline, err)
+	}
+	k.check("/proc/PID/cmdline", string(cmdline))
+	for _, args := range [][]string{
+		{"status", "--socket", l.socket},
+		{"status", "--json", "--socket", l.socket},
+		slices.Concat([]string{"topic", "--brokers", l.broker, "--topic", l.topic}, flags),
+		slices.Concat([]string{"await", "--timeout", "1s", "--brokers", l.broker, "--topic", l.topic, "--correlation-id", uuid.NewString()}, flags),
+	} {
+		cmd := exec.Command(l.bin, args...)
+		cmd.Env = append(os.Environ(), "SIDECAR_KAFKA_PASSWORD="+env)
+		out, err := cmd.CombinedOutput()
+		if len(out) == 0 {
+			k.t.Fatalf("%s says nothing: %v", args[0], err)
+		}
+		k.check("what sidecar "+args[0]+" prints", string(out))
+	}
+}
+
+// TestSecretsShowNowhere: not in the log at its most talkative, nor in errors, the
+// status, the metrics, the commands' output or the list of processes, whether the
+// broker takes them or not.
+func TestSecretsShowNowhere(t *testing.T) {
+	s := startSecured(t)
+	const right, wrong = "r1ght-c4nary/+ü€", "wr0ng-c4nary/+ü€"
+	s.scramUser("env", right, kadm.ScramSha512)
+	s.scramUser("file", right, kadm.ScramSha256)
+	expired := strings.TrimSpace(string(token("bearer")))
+	expired = expired[:strings.Index(expired, ".")+1] + base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"t0ken-c4nary","iat":1,"exp":2}`)) + "."
+	good := strings.TrimSpace(string(token("bearer-c4nary")))
+	keyFile := s.tls[5]
+	key, err := os.ReadFile(keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyLine := strings.Split(string(key), "\n")[1]
+	for _, c := range []struct {
+		name, mechanism, user, env, file, token string
+		fails                                   bool
+	}{
+		{name: "password by environment", mechanism: "scram-sha-512", user: "env", env: right},
+		{name: "wrong password by environment", mechanism: "scram-sha-512", user: "env", env: wrong, fails: true},
+		{name: "password by file", mechanism: "scram-sha-256", user: "file", file: right},
+		{name: "wrong password by file", mechanism: "plain", user: "plain", file: wrong, fails: true},
+		{name: "token", mechanism: "oauthbearer", user: "bearer-c4nary", token: good},
+		{name: "expired token", mechanism: "oauthbearer", user: "bearer-c4nary", token: expired, fails: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := &secured{Kafka: s.Kafka, t: t, authority: s.authority, adm: s.adm, tls: s.tls}
+			flags := []string{"--kafka-sasl", c.mechanism}
+			if c.token == "" {
+				flags = append(flags, "--kafka-username", c.user)
+			} else {
+				flags = append(flags, "--kafka-token-file", s.file("token", []byte(c.token)))
+			}
+			if c.file != "" {
+				flags = append(flags, "--kafka-password-file", s.file("password", []byte(c.file)))
+			}
+			k := leaks{t: t, secrets: map[string]string{"the key": keyLine}}
+			for what, secret := range map[string]string{"the password of the environment": c.env, "the password of the file": c.file, "the token": strings.TrimSuffix(c.token, ".")} {
+				if secret != "" {
+					k.secrets[what] = secret
+				}
+			}
+			l := s.newLine(append(slices.Clone(flags), "--log-level", "debug")...)
+			l.env = []string{"SIDECAR_KAFKA_PASSWORD=" + c.env}
+			s.grant(c.user, l.topic, minimum...)
+			p := l.start("--shutdown-timeout", "1s")
+			l.post(3)
+			if c.fails {
+				st := l.awaitStatus("the broker refuses", func(st status) bool { return st.Publisher.LastError != "" })
+				if st.Outbox.Pending != 3 {
+					t.Errorf("%+v", st)
+				}
+			} else {
+				l.drained()
+			}
+			k.of(l, p, slices.Concat(s.tls, flags), c.env)
+			l.stop(p)
+			if !c.fails && !strings.Contains(p.Output(), "level=DEBUG") { // a client that is refused has nothing to add
+				t.Error("the log is not at its most talkative")
+			}
+			k.check("the log", p.Output())
+		})
+	}
+}
+
+// TestBrokenSecretsAreNotQuoted: an error says which file is wrong and not what is in it.
+func TestBrokenSecretsAreNotQuoted(t *testing.T) {
+	const canary = "br0ken-c4nary"
+	a := testkit.NewAuthority(t)
+	s := &secured{t: t}
+	cert, key := a.Issue("client")
+	broken := bytes.Replace(key, []byte("\n"), []byte("\n"+canary), 1)
+	k := leaks{t: t, secrets: map[string]string{"the secret": canary, "the key": strings.Split(string(key), "\n")[1]}}
+	for name, flags := range map[string][]string{
+		"a key that is none":               {"--kafka-cert-file", s.file("cert", cert), "--kafka-key-file", s.file("key", []byte(canary))},
+		"a key that is damaged":            {"--kafka-cert-file", s.file("cert", cert), "--kafka-key-file", s.file("key", broken)},
+		"a key in the certificate's place": {"--kafka-cert-file", s.file("cert", key), "--kafka-key-file", s.file("key", key)},
+		"a password without a user":        {"--kafka-sasl", "plain", "--kafka-password-file", s.file("password", []byte(canary))},
+		"a password without a mechanism":   {"--kafka-username", "u", "--kafka-password-file", s.file("password", []byte(canary))},
+		"a password as a token":            {"--kafka-sasl", "oauthbearer", "--kafka-password-file", s.file("password", []byte(canary))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLine(t, "127.0.0.1:1", flags...)
+			p := testkit.StartSidecar(t, l.bin, slices.Concat([]string{"SIDECAR_KAFKA_PASSWORD=" + canary, "run", "--socket", l.socket, "--data-dir", l.data, "--log-level", "debug"}, flags)...)
+			if code := p.Wait(t); code != 2 {
+				t.Errorf("status %d: %s", code, p.Output())
+			}
+			k := leaks{t: t, secrets: k.secrets}
+			k.check("the error", p.Output())
 		})
 	}
 }
