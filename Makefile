@@ -133,6 +133,21 @@ lint: .cache/golangci-$(GOLANGCI_VERSION)/golangci-lint ## golangci-lint with th
 	@echo "building golangci-lint $(GOLANGCI_VERSION) (once, some minutes)"
 	GOBIN=$(CURDIR)/$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
 
+# Go's own library (BSD-3-Clause) and SQLite (public domain) are not listed by the tool.
+.PHONY: licences
+licences: need-go ## List the licences of the modules in the binary; fail on one that is not permissive
+	@$(GO_LICENSES) report ./cmd/sidecar 2>/dev/null | sed 's/,.*,/ /' | sort
+	@out=$$($(GO_LICENSES) check --allowed_licenses=$(PERMISSIVE) ./cmd/sidecar 2>&1) || { grep -vE '^([WI][0-9]|/)' <<<"$$out" >&2; echo "FAILED: a licence is not among $(PERMISSIVE)" >&2; exit 1; }
+	@echo "all are among $(PERMISSIVE)"
+GO_LICENSES := go run github.com/google/go-licenses@v1.6.0
+PERMISSIVE  := Apache-2.0,BSD-2-Clause,BSD-3-Clause,ISC,MIT
+
+.PHONY: vulncheck
+vulncheck: need-go ## Look for known vulnerabilities in what the binary calls (needs https://vuln.go.dev, or GOVULNDB)
+	@out=$$($(GOVULNCHECK) $(if $(GOVULNDB),-db $(GOVULNDB)) ./... 2>&1) && { echo "$$out"; exit 0; }; echo "$$out" >&2; \
+		if grep -q 'fetching vulnerabilities' <<<"$$out"; then echo "NOT CHECKED: the vulnerability database cannot be reached; nothing is known of this build" >&2; else echo "FAILED: see above" >&2; fi; exit 1
+GOVULNCHECK := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
 .PHONY: clean
 clean: ## Remove what was built and fetched
 	rm -rf bin dist .cache
