@@ -88,7 +88,7 @@ test-curl: build ## Every call of the socket with curl
 
 .PHONY: test-property
 test-property: build $(VENV)/dev.stamp ## Requests made from api/openapi.yaml: no 5xx, as documented, no stored lie
-	$(call stage,properties of the API,$(PROPERTY) test/property)
+	$(call stage,properties of the API,$(PROPERTY) test/property && $(VENV)/bin/ruff check --config examples/python/pyproject.toml test/property)
 
 .PHONY: property
 property: build $(VENV)/dev.stamp ## The same, long: EXAMPLES requests for each operation (20000; some hours)

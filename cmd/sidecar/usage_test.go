@@ -2,6 +2,8 @@ package main
 
 import (
 	"io"
+	"io/fs"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -128,5 +130,37 @@ func TestVersion(t *testing.T) {
 	}
 	if v := decode[map[string]string](t, succeed(t, "version", "--json")); v["version"] == "" || v["sqlite"] == "" {
 		t.Error(v)
+	}
+}
+
+// TestSecurityNamesItsTests: what docs/SECURITY.md claims is tried by tests that exist.
+func TestSecurityNamesItsTests(t *testing.T) {
+	root := os.DirFS("../..")
+	page, err := fs.ReadFile(root, "docs/SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tests strings.Builder
+	for _, pattern := range []string{"cmd/*/*_test.go", "internal/*/*_test.go", "test/*_test.go"} {
+		files, err := fs.Glob(root, pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			text, err := fs.ReadFile(root, file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tests.Write(text)
+		}
+	}
+	names := regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z]+)`").FindAllStringSubmatch(string(page), -1)
+	for _, name := range names {
+		if !strings.Contains(tests.String(), "func "+name[1]+"(") {
+			t.Errorf("there is no %s", name[1])
+		}
+	}
+	if len(names) < 20 {
+		t.Errorf("only %d tests are named", len(names))
 	}
 }

@@ -2,5 +2,5 @@
 
 package testkit
 
-// RaceEnabled: the tests run with the race detector, so the binary gets it too.
+// RaceEnabled is whether the tests run with the race detector, which the binary then gets too.
 const RaceEnabled = false

@@ -90,8 +90,8 @@ def session() -> Iterator[requests.Session]:
     with tempfile.TemporaryDirectory(prefix="prop") as place, open(f"{place}/log", "w+") as log:
         path = f"{place}/s"
         sidecar = subprocess.Popen(
-            [SIDECAR, "run", "--embedded-broker", "--brokers", f"127.0.0.1:{_free_port()}", "--socket", path]
-            + ["--data-dir", f"{place}/data", "--show-payload", "--linger", "0s"],
+            f"{SIDECAR} run --embedded-broker --brokers 127.0.0.1:{_free_port()} --socket {path}"
+            f" --data-dir {place}/data --show-payload --linger 0s".split(),
             stderr=log,
         )
         try:
@@ -175,7 +175,6 @@ def map_path_parameters(_: schemathesis.HookContext, parameters: dict[str, Any] 
     return parameters
 
 
-
 @schema.parametrize()
 @settings(
     max_examples=EXAMPLES or SHORT,
@@ -185,6 +184,7 @@ def map_path_parameters(_: schemathesis.HookContext, parameters: dict[str, Any] 
     suppress_health_check=list(HealthCheck),
 )
 def test_api(case: schemathesis.Case, session: requests.Session) -> None:
+    """Send one request, and hold the answer against the document and what is held."""
     response = case.call(session=session)
     seen[case.operation.label, response.status_code] += 1
     case.validate_response(response, excluded_checks=[positive_data_acceptance])
