@@ -66,6 +66,16 @@ func (b *besieged) serve() {
 	}
 }
 
+// serveNew has a client come, ask and go.
+func (b *besieged) serveNew() {
+	b.t.Helper()
+	cl := ipc.NewClient(b.socket())
+	defer cl.Close()
+	if err := cl.Probe(b.t.Context(), "/healthz"); err != nil {
+		b.t.Errorf("a new client: %v", err)
+	}
+}
+
 func goodEvent(id uuid.UUID) string {
 	return fmt.Sprintf(`{"event_id":%q,"correlation_id":%q,"workflow_id":"w","workflow_run_id":"r","status":"failure"}`, id, id)
 }
@@ -359,17 +369,13 @@ func TestTenThousandConnections(t *testing.T) {
 				t.Errorf("RSS %d, %d before", rss, b.rss)
 			}
 			if most > peers {
-				if err := ipc.NewClient(b.socket()).Probe(t.Context(), "/healthz"); err != nil {
-					t.Errorf("a new client: %v", err)
-				}
+				b.serveNew()
 			}
 			for _, c := range conns {
 				c.Close()
 			}
 			b.left()
-			if err := ipc.NewClient(b.socket()).Probe(t.Context(), "/healthz"); err != nil {
-				t.Errorf("a new client, after they have gone: %v", err)
-			}
+			b.serveNew()
 		})
 	}
 }
