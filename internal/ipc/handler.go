@@ -404,6 +404,17 @@ func setFilter(f *outbox.Filter, name, value string) error {
 	return nil
 }
 
+// plainly lets nothing be done under a query: a ?dry_run=true is not known here.
+func (s *Server) plainly(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.RawQuery != "" {
+			s.refuse(w, badQuery("no parameter is known here; got %q", r.URL.RawQuery))
+			return
+		}
+		h(w, r)
+	}
+}
+
 func (s *Server) retryResult(w http.ResponseWriter, r *http.Request, id uuid.UUID) {
 	e, err := s.opts.Store.Retry(r.Context(), id)
 	if err != nil {

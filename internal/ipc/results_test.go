@@ -224,6 +224,9 @@ func TestRetryAndPurge(t *testing.T) {
 		h.call(c.method, c.target, "", nil).want(t, 409, "not-parked")
 	}
 	h.park()
+	for _, c := range []struct{ method, target string }{{"POST", target + ":retry?dry_run=true"}, {"DELETE", target + "?dry_run=true"}} {
+		h.call(c.method, c.target, "", nil).want(t, 400, "bad-query") // nothing is done that was not asked for
+	}
 	if a := h.call("POST", target+":retry", "", nil); a.status != 200 || a.State != "pending" || a.Seq != 2 {
 		t.Errorf("%s", a.text)
 	}

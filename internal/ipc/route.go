@@ -49,10 +49,10 @@ func (s *Server) routeResult(w http.ResponseWriter, r *http.Request, rest string
 		return func(w http.ResponseWriter, r *http.Request) { f(w, r, id) }
 	}
 	if retry {
-		s.dispatch(w, r, methods{http.MethodPost: s.operator(with(s.retryResult))})
+		s.dispatch(w, r, methods{http.MethodPost: s.operator(s.plainly(with(s.retryResult)))})
 		return
 	}
-	s.dispatch(w, r, methods{http.MethodGet: with(s.getResult), http.MethodDelete: s.operator(with(s.purgeResult))})
+	s.dispatch(w, r, methods{http.MethodGet: with(s.getResult), http.MethodDelete: s.operator(s.plainly(with(s.purgeResult)))})
 }
 
 type methods map[string]http.HandlerFunc
