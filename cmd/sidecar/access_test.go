@@ -160,6 +160,7 @@ func (p place) runIn(socket string) []string {
 // TestWhatStandsAtThePath is never followed, replaced or removed, unless it is the
 // socket of a sidecar that is dead.
 func TestWhatStandsAtThePath(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, nowhere(t))
 	bin := testkit.Build(t)
 	at := func(name string) string { return filepath.Join(p.dir, name) }
@@ -246,6 +247,7 @@ func TestASymlinkedDirectory(t *testing.T) {
 // TestTwoStartsRace for one path, time and again, beside what the last one left:
 // one gets it and serves there, the other is told so.
 func TestTwoStartsRace(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, nowhere(t))
 	bin := testkit.Build(t)
 	for range 15 {
@@ -270,6 +272,7 @@ func TestTwoStartsRace(t *testing.T) {
 // TestNoMomentIsOpen: with a umask that forbids nothing, nobody could look in while
 // a sidecar starts: the socket appears with its mode, and whatever else is private.
 func TestNoMomentIsOpen(t *testing.T) {
+	t.Parallel()
 	p := newPlace(t, nowhere(t))
 	ctx, stop := context.WithCancel(t.Context())
 	seen := make(chan map[string]bool)

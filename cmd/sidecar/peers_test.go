@@ -205,6 +205,7 @@ func httpPost(length int, body string) string {
 // TestHalfRequests: peers that go in the midst of a request, or say more or less
 // than they announced, leave nothing behind.
 func TestHalfRequests(t *testing.T) {
+	t.Parallel()
 	b := besiege(t)
 	before := b.held()
 	whole := httpPost(len(goodEvent(uuid.Nil)), goodEvent(uuid.New()))
@@ -241,6 +242,7 @@ func TestHalfRequests(t *testing.T) {
 // TestPipelining: a peer that sends and does not read is held up, and gets every
 // answer when it does.
 func TestPipelining(t *testing.T) {
+	t.Parallel()
 	b := besiege(t)
 	const n = 5000
 	before := b.held()
@@ -273,6 +275,7 @@ func TestPipelining(t *testing.T) {
 // TestSlowPeers: who sends a byte a second is cut off after the time-outs of the
 // header and of the request, and the good client is served all the while.
 func TestSlowPeers(t *testing.T) {
+	t.Parallel()
 	b := besiege(t)
 	const peers = 500
 	body := goodEvent(uuid.New()) // longer in bytes than the time-out in seconds
