@@ -1,9 +1,9 @@
 package main
 
 import (
-	"context"
+	"bytes"
+	"encoding/binary"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"workflow-results-sidecar/internal/testkit"
 )
@@ -270,54 +271,67 @@ func TestTwoStartsRace(t *testing.T) {
 }
 
 // TestNoMomentIsOpen: with a umask that forbids nothing, nobody could look in while
-// a sidecar starts: the socket appears with its mode, and whatever else is private.
+// a sidecar starts. The kernel tells of every step: the socket comes to its path by
+// a rename alone, with the mode that it keeps, and so does whatever else is there.
 func TestNoMomentIsOpen(t *testing.T) {
 	t.Parallel()
 	p := newPlace(t, nowhere(t))
-	ctx, stop := context.WithCancel(t.Context())
-	seen := make(chan map[string]bool)
-	go func() {
-		open := map[string]bool{}
-		for ctx.Err() == nil {
-			_ = filepath.WalkDir(p.dir, func(path string, _ fs.DirEntry, err error) error {
-				if err != nil || path == p.dir {
-					return nil // it has gone again
-				}
-				// What is in a closed directory is closed; by now it may have come out of it.
-				if st, err := os.Lstat(path); err == nil && filepath.Dir(path) == p.dir {
-					open[kind(path, p)+" "+st.Mode().String()] = true
-				}
-				return nil
-			})
-		}
-		seen <- open
-	}()
-	for range 20 {
-		line := append([]string{"-c", `umask 0; exec "$@"`, "sh", testkit.Build(t)}, p.runIn(p.socket())...)
-		sidecar := testkit.StartSidecar(t, "sh", append(line, "--socket-mode", "0600")...)
-		sidecar.WaitReady(t, p.socket())
-		sidecar.Term(t)
-		sidecar.Wait(t)
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
 	}
-	stop()
-	open := <-seen
-	for what := range open {
-		if mode := what[strings.LastIndex(what, " ")+1:]; !strings.HasSuffix(mode, "------") {
-			t.Errorf("seen at some moment: %s", what)
+	defer unix.Close(fd)
+	if _, err := unix.InotifyAddWatch(fd, p.dir, unix.IN_CREATE|unix.IN_ATTRIB|unix.IN_MOVED_TO); err != nil {
+		t.Fatal(err)
+	}
+	line := append([]string{"-c", `umask 0; exec "$@"`, "sh", testkit.Build(t)}, p.runIn(p.socket())...)
+	sidecar := testkit.StartSidecar(t, "sh", append(line, "--socket-mode", "0600")...)
+	sidecar.WaitReady(t, p.socket())
+	entries, err := os.ReadDir(p.dir)
+	if err != nil || len(entries) != 3 { // the socket, its lock, the data directory
+		t.Fatalf("%v %v", entries, err)
+	}
+	for _, e := range entries {
+		if st, err := e.Info(); err != nil || st.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s: %v %v", e.Name(), st.Mode(), err)
 		}
 	}
-	if !open["socket Srw-------"] || len(open) < 3 {
-		t.Errorf("too little was seen: %v", open)
+	sidecar.Term(t)
+	sidecar.Wait(t)
+	moved := false
+	for _, e := range events(t, fd) {
+		isSocket := e.name == filepath.Base(p.socket())
+		switch {
+		case e.mask&unix.IN_ATTRIB != 0:
+			t.Errorf("%s got another mode or owner where it stood", e.name)
+		case isSocket && e.mask&unix.IN_CREATE != 0:
+			t.Errorf("%s was made where it stands", e.name)
+		case isSocket:
+			moved = true
+		}
+	}
+	if !moved {
+		t.Error("nothing was told of the socket")
 	}
 }
 
-// kind is what a file of a place is for.
-func kind(path string, p place) string {
-	switch {
-	case path == p.socket():
-		return "socket"
-	case strings.HasPrefix(filepath.Base(path), ".s"):
-		return "private directory"
+type event struct {
+	mask uint32
+	name string
+}
+
+// events are those that an inotify descriptor has to tell (inotify(7)).
+func events(t *testing.T, fd int) (all []event) {
+	t.Helper()
+	buf := make([]byte, 64<<10)
+	n, err := unix.Read(fd, buf)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return "other " + strings.TrimPrefix(filepath.Ext(path), ".")
+	for buf = buf[:n]; len(buf) > 0; {
+		size := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(buf[12:]))
+		all = append(all, event{binary.NativeEndian.Uint32(buf[4:]), string(bytes.TrimRight(buf[unix.SizeofInotifyEvent:size], "\x00"))})
+		buf = buf[size:]
+	}
+	return all
 }
