@@ -181,3 +181,4 @@ need-test: need-go need-python
 	$(call need,curl,apt-get install curl)
 	$(call need,java,apt-get install openjdk-17-jre-headless)
 	$(call need,mvn,apt-get install maven)
+	$(call need,mkfs.ext4,apt-get install e2fsprogs)
