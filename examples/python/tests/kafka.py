@@ -99,10 +99,13 @@ class Kafka:
 
     def let_waiter_read(self, topic: str) -> None:
         """Give User:waiter the right to read the topic, and none beside."""
+        self.allow("waiter", ResourceType.TOPIC, topic, AclOperation.READ)
+
+    def allow(self, user: str, kind: ResourceType, name: str, operation: AclOperation) -> None:
+        """Give a user one right."""
         rule = AclBinding(
-            ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:waiter", "*",
-            AclOperation.READ, AclPermissionType.ALLOW,
-        )  # fmt: skip
+            kind, name, ResourcePatternType.LITERAL, f"User:{user}", "*", operation, AclPermissionType.ALLOW
+        )
         self.admin.create_acls([rule])[rule].result(30)
 
     def producer(self, **config: Any) -> Producer:

@@ -11,6 +11,8 @@ from uuid import uuid4
 
 import pytest
 from agent_world import Agent, PromptKafka, World, release, world_fixture  # noqa: F401
+from confluent_kafka.admin import AclOperation, ResourceType
+from kafka import PASSWORD
 
 
 def test_stops_when_its_runs_have_ended(world: World) -> None:
@@ -177,6 +179,28 @@ def test_topics_that_it_may_not_make_are_told(world: World) -> None:
     world.kafka.create_topic(world.triggers)
     event_id = world.trigger(n=3)
     assert world.results(event_id)[event_id]["result"]["answer"] == 3
+
+
+def test_three_rights_are_all_that_it_needs(world: World) -> None:
+    """The right to make topics is missed, and told; the topics are there."""
+    for kind, name, operation in [
+        (ResourceType.TOPIC, world.triggers, AclOperation.READ),
+        (ResourceType.GROUP, world.group, AclOperation.READ),
+        (ResourceType.TOPIC, world.dead_letters, AclOperation.WRITE),
+    ]:
+        world.kafka.allow("waiter", kind, name, operation)
+    login = {
+        "security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN",
+        "sasl.username": "waiter", "sasl.password": PASSWORD,
+    }  # fmt: skip
+    agent = world.agent("graph", "--brokers", world.kafka.secure_addr, kafka=login)
+    agent.await_log("could not be made", world.triggers, "uthorization")
+    world.kafka.publish(world.triggers, ("k", b"no trigger"), partition=0)
+    event_id = world.trigger(n=3)
+    assert world.results(event_id)[event_id]["result"]["answer"] == 3
+    world.await_committed(2)
+    assert [letter.value() for letter in world.read(world.dead_letters)] == [b"no trigger"]
+    assert not any(PASSWORD in line for line in agent.lines)
 
 
 def test_idle_it_stops_at_once(world: World) -> None:
