@@ -198,12 +198,14 @@ func TestOldCopyOfTheDataDirectory(t *testing.T) {
 	if err := os.Rename(backup, l.data); err != nil {
 		t.Fatal(err)
 	}
-	p = l.start("--brokers", "127.0.0.1:1") // it accepts before it can see Kafka
+	l.broker = nowhere
+	p = l.start() // it accepts before it can see Kafka
 	load := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: l.socket, Conns: 2, Count: 80})
 	if err := load.Wait(); err != nil {
 		t.Fatal(err)
 	}
 	p.Kill(t)
+	l.broker = broker.Addr()
 	p = l.start()
 	if after := l.drained(); after.Outbox.ID == before.Outbox.ID {
 		t.Error("the restored backup kept its identity")

@@ -5,9 +5,14 @@ package test
 import (
 	"context"
 	"flag"
+	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -25,6 +30,14 @@ const conns = 64
 // TestPowerIsCut takes the file system away in mid-load, as a loss of power does,
 // and brings it back: what was answered is there, whether Kafka had been away
 // (all of it must come out of the file) or not.
+//
+// In every other round the process is stopped first, so that no call is under way:
+// then whatever was answered must be there. In the others the cut comes in the
+// middle of writes and syncs, where the simulation has a flaw of its own: a real
+// machine answers nobody any more, but here an fdatasync that the cut overtakes may
+// still return success for blocks that the kernel drops (Linux 6.18). What is
+// answered between the order to cut and the process's end is left out there, at
+// most one result for each client.
 func TestPowerIsCut(t *testing.T) {
 	broker := testkit.SharedKafka(t)
 	v := newVolume(t, 256<<20, "")
@@ -33,30 +46,79 @@ func TestPowerIsCut(t *testing.T) {
 	p := l.start()
 	ctx, cancel := context.WithCancel(t.Context())
 	load := testkit.StartLoad(ctx, t, testkit.LoadConfig{Socket: l.socket, Conns: conns, Sizes: randomSizes(), Keys: 4})
+	var overtaken [][2]int // from and to, of what was answered during a cut
 	for round := range *cuts {
 		awaitAcked(t, load, len(load.Acked())+500+rand.IntN(1000))
-		v.cut()
-		before := len(load.Acked())
-		if code := p.Wait(t); code != 1 {
-			t.Errorf("it ended with %d", code)
+		stopped := round%2 == 0
+		if stopped {
+			p.Pause(t)
+			awaitStopped(t, p)
 		}
-		// The commit that was synced may have had an answer on the way for each client.
-		if after := len(load.Acked()); after > before+conns {
-			t.Errorf("%d results were answered after the cut", after-before)
+		before := len(load.Acked())
+		v.cut()
+		cut := len(load.Acked())
+		if !stopped { // it ends by a failed fsync, or refuses what it cannot write or read
+			if status, body, err := l.try(uuid.New(), `{}`); err == nil && status < 500 {
+				t.Logf("answered %d after the cut: %s", status, body)
+			}
+		}
+		p.Kill(t)
+		after := len(load.Acked())
+		if after > cut+conns { // an answer may have been on its way to each client
+			t.Errorf("%d results were answered after the cut", after-cut)
+		}
+		if !stopped {
+			overtaken = append(overtaken, [2]int{before, after})
 		}
 		v.powerOn()
-		if round%2 == 0 {
-			p = l.start("--brokers", nowhere)
-		} else {
-			p = l.start()
+		l.checkCopy()
+		l.broker = nowhere
+		if round%4 >= 2 {
+			l.broker = broker.Addr()
 		}
+		p = l.start()
 	}
 	p.Kill(t)
+	l.broker = broker.Addr()
 	p = l.start()
 	awaitAcked(t, load, len(load.Acked())+100)
 	cancel()
-	t.Logf("%d cuts", *cuts)
-	l.finish(p, load)
+	if err := load.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	l.drained()
+	l.stop(p)
+	acked, records := load.Acked(), testkit.Consume(t, broker.Addr(), l.topic)
+	answered := len(acked)
+	var during []testkit.Acked
+	for _, o := range slices.Backward(overtaken) {
+		during = append(during, acked[o[0]:o[1]]...)
+		acked = slices.Delete(acked, o[0], o[1])
+	}
+	testkit.CheckExactlyOnce(t, acked, records)
+	t.Logf("%d cuts: %d answered; %d of %d that were answered during a cut are missing", *cuts, answered, missing(during, records), len(during))
+}
+
+// awaitStopped waits until none of a paused process's threads runs or is in a call.
+func awaitStopped(t *testing.T, p *testkit.Process) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID()))
+		if err != nil || len(stats) == 0 {
+			t.Fatalf("no threads of PID %d: %v", p.PID(), err)
+		}
+		running := slices.ContainsFunc(stats, func(path string) bool {
+			text, err := os.ReadFile(path)
+			_, fields, found := strings.Cut(string(text), ") ") // proc(5): the state comes behind the name
+			return err == nil && (!found || fields[0] != 'T')
+		})
+		if !running {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("it does not stop")
+		}
+	}
 }
 
 // TestPowerIsCutFromADiskThatLies is the control: where fsync does nothing, the
@@ -65,10 +127,10 @@ func TestPowerIsCutFromADiskThatLies(t *testing.T) {
 	broker := testkit.SharedKafka(t)
 	v := newVolume(t, 256<<20, "")
 	faults := testkit.NewFaults(t)
-	l := newLine(t, broker.Addr())
+	l := newLine(t, nowhere)
 	l.data = filepath.Join(v.dir, "data")
 	l.env = faults.Env()
-	p := l.start("--brokers", nowhere)
+	p := l.start()
 	faults.Set(testkit.Fault{Call: testkit.CallSync, Action: testkit.Lie})
 	load := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: l.socket, Conns: conns, Count: 20})
 	if err := load.Wait(); err != nil {
@@ -78,6 +140,7 @@ func TestPowerIsCutFromADiskThatLies(t *testing.T) {
 	p.Kill(t)
 	faults.Clear()
 	v.powerOn()
+	l.broker = broker.Addr()
 	p = l.start()
 	l.drained()
 	l.stop(p)
