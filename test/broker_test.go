@@ -4,6 +4,7 @@ package test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"workflow-results-sidecar/internal/testkit"
@@ -46,9 +48,9 @@ func awaitTrue(t *testing.T, what string, ok func(context.Context) (bool, error)
 	}
 }
 
-// breaker does its verdict to frames at random, and the oftener it has hit an API
-// the more rarely it hits it: so that the few frames of a session's beginning are
-// hit too, and sessions get past it.
+// breaker does its verdict to frames at random, to those of an API that it has not
+// hit yet the most: so that the few frames of a session's beginning are hit too,
+// and in the end one in forty, which sessions get past.
 type breaker struct {
 	verdict testkit.Verdict
 	mu      sync.Mutex
@@ -60,7 +62,7 @@ func (b *breaker) judge(f testkit.Frame) testkit.Verdict {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	name := kmsg.NameForKey(f.Key)
-	if rand.IntN(10*(1+b.hits[name])) > 0 {
+	if rand.IntN(min(4*(1+b.hits[name]), 40)) > 0 {
 		return testkit.Pass
 	}
 	b.hits[name]++
@@ -179,6 +181,191 @@ func TestIDsExpiredWhileIdle(t *testing.T) {
 			l.drained()
 			l.stop(p)
 			testkit.CheckExactlyOnce(t, acked, testkit.Consume(t, broker.Addr(), l.topic))
+		})
+	}
+}
+
+// TestLeadersMove: in a cluster of three, the broker that leads most and then the
+// coordinator of the sidecar's transactions die and come back.
+func TestLeadersMove(t *testing.T) {
+	brokers := testkit.StartCluster(t, 3)
+	adm := kadm.NewClient(brokers[0].Client(t, kgo.SeedBrokers(brokers[0].Addr(), brokers[1].Addr(), brokers[2].Addr())))
+	l := newLine(t, brokers[0].Addr(), "--brokers", brokers[1].Addr(), "--brokers", brokers[2].Addr())
+	p := l.start()
+	s := l.drained()
+	load, cancel := l.startLoad()
+	for _, find := range []func() int32{
+		func() int32 { return mostLeaders(t, adm, l.topic) },
+		func() int32 {
+			c := adm.FindTxnCoordinators(t.Context(), l.topic+"-"+s.Outbox.ID)
+			if err := c.Error(); err != nil || len(c) != 1 {
+				t.Fatalf("find the coordinator: %v %v", c, err)
+			}
+			return c.Sorted()[0].NodeID
+		},
+	} {
+		awaitAcked(t, load, len(load.Acked())+500)
+		away := find()
+		brokers[away-1].Kill(t)
+		awaitAcked(t, load, len(load.Acked())+500)
+		awaitPublishedMore(l)
+		brokers[away-1].Start(t)
+		awaitTrue(t, "all replicas are in sync", func(ctx context.Context) (bool, error) {
+			topics, err := adm.ListTopicsWithInternal(ctx)
+			inSync := true
+			topics.EachPartition(func(d kadm.PartitionDetail) { inSync = inSync && len(d.ISR) == len(brokers) })
+			return inSync && len(topics) > 0, err
+		})
+	}
+	awaitAcked(t, load, len(load.Acked())+500)
+	cancel()
+	l.finish(p, load)
+}
+
+// mostLeaders is the broker that leads most partitions of a topic.
+func mostLeaders(t *testing.T, adm *kadm.Client, topic string) int32 {
+	t.Helper()
+	topics, err := adm.ListTopics(t.Context(), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	led, most := map[int32]int{}, int32(0)
+	topics.EachPartition(func(d kadm.PartitionDetail) {
+		if led[d.Leader]++; led[d.Leader] > led[most] {
+			most = d.Leader
+		}
+	})
+	return most
+}
+
+// awaitPublishedMore waits until what is acknowledged by now is published.
+func awaitPublishedMore(l *line) {
+	l.t.Helper()
+	s, err := l.status(l.t.Context())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.awaitStatus("what was accepted is published", func(now status) bool { return now.Outbox.LastSeq-now.Outbox.Pending >= s.Outbox.LastSeq })
+}
+
+// TestOlderBroker: a broker with the features of Kafka 3.9 (no second version of
+// transactions, KIP-890), and a sidecar that is killed again and again.
+func TestOlderBroker(t *testing.T) {
+	broker := testkit.StartKafka(t, testkit.WithRelease("3.9-IV0"))
+	l := newLine(t, broker.Addr())
+	p := l.start()
+	load, cancel := l.startLoad()
+	for range max(5, *rounds/4) {
+		awaitAcked(t, load, len(load.Acked())+100+rand.IntN(200))
+		p.Kill(t)
+		p = l.start()
+	}
+	awaitAcked(t, load, len(load.Acked())+300)
+	cancel()
+	l.finish(p, load)
+}
+
+// TestSlowBroker: each answer takes 100 ms, one in fifty 2 s.
+func TestSlowBroker(t *testing.T) {
+	broker := testkit.StartKafka(t, testkit.WithProxy())
+	l := newLine(t, broker.Proxy().Addr())
+	broker.Proxy().Set(func(f testkit.Frame) testkit.Verdict {
+		switch {
+		case !f.Answer:
+		case rand.IntN(50) == 0:
+			time.Sleep(2 * time.Second)
+		default:
+			time.Sleep(100 * time.Millisecond)
+		}
+		return testkit.Pass
+	})
+	p := l.start()
+	load, cancel := l.startLoad()
+	awaitAcked(t, load, 5000)
+	cancel()
+	if err := load.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	l.drained()
+	broker.Proxy().Set(nil) // for the reader
+	l.finish(p, load)
+}
+
+var away = flag.Duration("away", 10*time.Second, "how long TestBrokerAway stops the broker")
+
+// TestBrokerAway: the intake goes on without a broker, and the log says what is
+// wrong without being flooded.
+func TestBrokerAway(t *testing.T) {
+	broker := testkit.StartKafka(t)
+	l := newLine(t, broker.Addr())
+	p := l.start()
+	load, cancel := l.startLoad()
+	awaitAcked(t, load, 500)
+	l.awaitStatus("it publishes", func(s status) bool { return s.Publisher.State == "publishing" })
+	broker.Stop(t)
+	stopped := time.Now()
+	before := len(load.Acked())
+	time.Sleep(*away) // the fault itself, not a wait for something
+	during := len(load.Acked()) - before
+	broker.Start(t)
+	outage := time.Since(stopped)
+	s, err := l.status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	awaitPublishedMore(l)
+	took := time.Since(start)
+	said := 0
+	for line := range strings.Lines(p.Output()) {
+		if strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR") || strings.Contains(line, "publishing works again") {
+			said++
+		}
+	}
+	const interval = 30 * time.Second // publisher.DefaultOptions: LogInterval
+	if most := 1 + int(time.Since(stopped)/interval) + 1; said < 2 || said > most {
+		t.Errorf("%d lines about an outage of %s, want 2 to %d:\n%s", said, outage.Round(time.Second), most, p.Output())
+	}
+	if during == 0 {
+		t.Error("nothing was accepted while the broker was away")
+	}
+	cancel()
+	l.finish(p, load)
+	t.Logf("away for %s: %d accepted meanwhile, %d lines; %d pending published in %s, %.0f/s",
+		outage.Round(time.Second), during, said, s.Outbox.Pending, took.Round(time.Millisecond), float64(s.Outbox.Pending)/took.Seconds())
+}
+
+// TestRightTakenAway: without Write on the topic it says so and waits; with the
+// right given back it goes on.
+func TestRightTakenAway(t *testing.T) {
+	s := startSecured(t)
+	for _, delivery := range []string{"exactly-once", "at-least-once"} {
+		t.Run(delivery, func(t *testing.T) {
+			l := newLine(t, s.SecureAddr(), append(s.tls, "--delivery", delivery, "--kafka-sasl", "plain", "--kafka-username", "plain",
+				"--kafka-password-file", s.file("password", []byte(testkit.SASLPassword)))...)
+			s.grant("plain", l.topic, minimum...)
+			p := l.start()
+			l.drained()
+			load, cancel := l.startLoad()
+			awaitAcked(t, load, 300)
+			write := kadm.NewACLs().Allow("User:plain").Operations(kadm.OpWrite).Topics(l.topic).ResourcePatternType(kadm.ACLPatternLiteral).AllowHosts()
+			if gone, err := s.adm.DeleteACLs(t.Context(), write); err != nil || len(gone) != 1 || len(gone[0].Deleted) != 1 {
+				t.Fatalf("take the right away: %+v %v", gone, err)
+			}
+			l.awaitStatus("it names the right", func(s status) bool { return strings.Contains(s.Publisher.LastError, "grant this principal Write") })
+			awaitAcked(t, load, len(load.Acked())+300)
+			s.grant("plain", l.topic, grant{"topic", kadm.OpWrite})
+			awaitPublishedMore(l)
+			cancel()
+			if err := load.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			st := l.drained()
+			if st.Outbox.Parked > 0 {
+				t.Errorf("%d were parked", st.Outbox.Parked)
+			}
+			l.stop(p)
+			testkit.CheckExactlyOnce(t, load.Acked(), testkit.Consume(t, s.Addr(), l.topic))
 		})
 	}
 }
