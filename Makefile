@@ -102,8 +102,8 @@ bench: need-test kafka ## The figures, three runs: intake, line, limits, memory 
 	go test -run '^$$' -bench . ./internal/...
 
 .PHONY: torture
-torture: need-test kafka ## Kills, power cuts and faults in numbers (ROUNDS=200 kills in each mode of delivery)
-	$(call stage,torture,go test -tags kafka -run '^Test(Killed|Power)' -count 1 -v -timeout 3h ./test -rounds $(ROUNDS) -cuts $$(($(ROUNDS) / 10)))
+torture: need-test kafka ## Kills, power cuts, faults and a broker's troubles in numbers (ROUNDS=200 kills in each mode of delivery)
+	$(call stage,torture,go test -tags kafka -run '^Test(Killed|Power|ConnectionsThatBreak|TopicsDeleted|IDsExpired|LeadersMove|OlderBroker|SlowBroker|BrokerAway$$|RightTakenAway)' -count 1 -v -timeout 3h ./test -rounds $(ROUNDS) -cuts $$(($(ROUNDS) / 10)) -away 10m)
 ROUNDS ?= 200
 
 .PHONY: fuzz
