@@ -48,12 +48,12 @@ func awaitTrue(t *testing.T, what string, ok func(context.Context) (bool, error)
 	}
 }
 
-// breaker does its verdict to frames at random, to those of an API that it has not
-// hit yet the most: so that the few frames of a session's beginning are hit too,
-// and in the end one in forty, which sessions get past.
+// breaker does its verdict to frames at random gaps, about as long as a session's
+// beginning: so that frames there are hit and frames of publishing.
 type breaker struct {
 	verdict testkit.Verdict
 	mu      sync.Mutex
+	gap     int            // frames that pass before the next hit
 	hits    map[string]int // by API
 	total   int
 }
@@ -61,11 +61,11 @@ type breaker struct {
 func (b *breaker) judge(f testkit.Frame) testkit.Verdict {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	name := kmsg.NameForKey(f.Key)
-	if rand.IntN(min(4*(1+b.hits[name]), 40)) > 0 {
+	if b.gap--; b.gap >= 0 {
 		return testkit.Pass
 	}
-	b.hits[name]++
+	b.gap = rand.IntN(60)
+	b.hits[kmsg.NameForKey(f.Key)]++
 	b.total++
 	return b.verdict
 }
@@ -93,7 +93,7 @@ func TestConnectionsThatBreak(t *testing.T) {
 			l := newLine(t, broker.Proxy().Addr())
 			p := l.start()
 			load, cancel := l.startLoad()
-			awaitAcked(t, load, 300)
+			l.drained() // it is in the middle of publishing
 			b := &breaker{verdict: c.verdict, hits: map[string]int{}}
 			broker.Proxy().Set(b.judge)
 			defer broker.Proxy().Set(nil)
