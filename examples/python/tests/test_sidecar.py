@@ -421,6 +421,7 @@ def test_ctrl_c_is_the_parents_affair(real: str, tmp_path: Path) -> None:
     code = """
 import signal, sys, time
 from workflow_results.sidecar import Sidecar
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
 with Sidecar(embedded_broker=True, data_dir=sys.argv[1]) as own:
     try:
         print("up", flush=True)
