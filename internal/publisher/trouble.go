@@ -5,13 +5,14 @@ import (
 	"time"
 )
 
-// trouble logs what fails again and again: one line per interval, and one when
-// it is over.
+// trouble logs what fails again and again: one line per interval, however often
+// it comes and goes, and one when a trouble that was told of is over.
 type trouble struct {
 	log      *slog.Logger
 	interval time.Duration
 	since    time.Time
-	logged   time.Time
+	logged   time.Time // of whichever trouble
+	told     bool      // of this one
 	attempts int
 }
 
@@ -24,14 +25,13 @@ func (t *trouble) report(err error) {
 	if now.Sub(t.logged) < t.interval {
 		return
 	}
-	t.logged = now
+	t.logged, t.told = now, true
 	t.log.Warn("publishing fails; results are accepted and kept, and it is tried again", "error", err, "attempts", t.attempts, "since", t.since.UTC())
 }
 
 func (t *trouble) over() {
-	if t.attempts == 0 {
-		return
+	if t.told {
+		t.log.Info("publishing works again", "attempts", t.attempts, "after", time.Since(t.since).Round(time.Millisecond))
 	}
-	t.log.Info("publishing works again", "attempts", t.attempts, "after", time.Since(t.since).Round(time.Millisecond))
-	t.attempts, t.logged = 0, time.Time{}
+	t.attempts, t.told = 0, false
 }
