@@ -51,7 +51,7 @@ type runCmd struct {
 	SocketMode     string   `help:"Mode of the socket." default:"0660"`
 	SocketGID      int      `help:"Group of the socket; -1 is the process's own." name:"socket-gid" default:"-1"`
 	AllowUID       []uint32 `help:"Only these UIDs may connect (and the GIDs of --allow-gid)." name:"allow-uid" placeholder:"UID"`
-	AllowGID       []uint32 `help:"Only peers whose first group is one of these GIDs may connect (and the UIDs of --allow-uid)." name:"allow-gid" placeholder:"GID"`
+	AllowGID       []uint32 `help:"Only peers with one of these GIDs among their groups may connect (and the UIDs of --allow-uid)." name:"allow-gid" placeholder:"GID"`
 	OperatorUID    []uint32 `help:"UIDs that may retry and purge parked results; default: root and the sidecar's own." name:"operator-uid" placeholder:"UID"`
 	MaxConnections int      `help:"Connections at most; more wait." default:"1024"`
 	ShowPayload    bool     `help:"Answer GET /v1/results/{event_id}?payload=true with the payload."`

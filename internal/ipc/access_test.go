@@ -78,6 +78,12 @@ func TestAnotherUser(t *testing.T) {
 	if got := ask(serve("listed", func(s *settings) { s.Access.GIDs = []uint32{nobody} })); got != "200" {
 		t.Errorf("on the list: %s", got)
 	}
+	if got := ask(serve("of a group", func(s *settings) { s.Access.GIDs = []uint32{itsGroups[len(itsGroups)-1]} })); got != "200" {
+		t.Errorf("a supplementary group on the list: %s", got)
+	}
+	if got := ask(serve("of no group", func(s *settings) { s.Access.GIDs = []uint32{stranger} })); got != "403" {
+		t.Errorf("none of its groups on the list: %s", got)
+	}
 	if got := ask(serve("unlisted", func(s *settings) { s.Access.UIDs = []uint32{0} })); got != "403" {
 		t.Errorf("not on the list: %s", got)
 	}
@@ -104,6 +110,15 @@ func TestStrangersHoldNobodyUp(t *testing.T) {
 
 const nobody = 65534
 
+// itsGroups are nobody's supplementary groups in these tests: more than one
+// reading of them takes.
+var itsGroups = func() (gs []uint32) {
+	for i := range uint32(100) {
+		gs = append(gs, 70_000+i)
+	}
+	return gs
+}()
+
 // anotherUser returns a directory that everybody may enter, and what lets nobody
 // ask the server at a path in it: the answer's status, or the error.
 func anotherUser(t *testing.T) (dir string, ask func(path string) string) {
@@ -126,7 +141,7 @@ func anotherUser(t *testing.T) (dir string, ask func(path string) string) {
 	return dir, func(path string) string {
 		cmd := exec.CommandContext(t.Context(), bin)
 		cmd.Dir, cmd.Env = "/", []string{"IPC_TEST_SOCKET=" + path}
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody, Groups: itsGroups}}
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Logf("%v", err)

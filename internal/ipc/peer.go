@@ -2,20 +2,23 @@ package ipc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
 	"sync"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 // peer is who sits at the other end of a connection, as the kernel says.
 type peer struct {
-	uid, gid uint32
-	pid      int32
-	known    bool
+	uid   uint32
+	gids  []uint32 // the first group, then the supplementary ones
+	pid   int32
+	known bool
 }
 
 // Access lists who may use the socket beyond what its mode allows. Empty lists
@@ -29,12 +32,16 @@ func (a Access) allows(p peer) bool {
 	if len(a.UIDs) == 0 && len(a.GIDs) == 0 {
 		return true
 	}
-	return p.known && (slices.Contains(a.UIDs, p.uid) || slices.Contains(a.GIDs, p.gid))
+	if !p.known {
+		return false
+	}
+	return slices.Contains(a.UIDs, p.uid) || slices.ContainsFunc(p.gids, func(g uint32) bool { return slices.Contains(a.GIDs, g) })
 }
 
 func (a Access) isOperator(p peer) bool { return p.known && slices.Contains(a.Operators, p.uid) }
 
-// peerOf reads SO_PEERCRED (unix(7)): the credentials at the time of connect.
+// peerOf reads SO_PEERCRED and SO_PEERGROUPS (unix(7), socket(7)): the
+// credentials at the time of connect.
 func peerOf(c net.Conn) (peer, error) {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
@@ -45,14 +52,37 @@ func peerOf(c net.Conn) (peer, error) {
 		return peer{}, fmt.Errorf("read peer credentials: %w", err)
 	}
 	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+	var groups []uint32
+	var credErr, groupsErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		groups, groupsErr = peerGroups(fd)
+	}); err != nil {
 		return peer{}, fmt.Errorf("read peer credentials: %w", err)
 	}
-	if credErr != nil {
-		return peer{}, fmt.Errorf("read peer credentials: %w", credErr)
+	if err := errors.Join(credErr, groupsErr); err != nil {
+		return peer{}, fmt.Errorf("read peer credentials: %w", err)
 	}
-	return peer{uid: cred.Uid, gid: cred.Gid, pid: cred.Pid, known: true}, nil
+	return peer{uid: cred.Uid, gids: append([]uint32{cred.Gid}, groups...), pid: cred.Pid, known: true}, nil
+}
+
+// peerGroups reads the peer's supplementary groups: a pod's fsGroup is one of
+// those. x/sys has no call of its own for it.
+func peerGroups(fd uintptr) ([]uint32, error) {
+	groups := make([]uint32, 32)
+	for {
+		size := uint32(4 * len(groups))
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0) //nolint:gosec // the kernel writes at most size bytes
+		switch errno {
+		case 0:
+			return groups[:size/4], nil
+		case unix.ERANGE: // size is what it takes
+			groups = make([]uint32, size/4)
+		default:
+			return nil, errno
+		}
+	}
 }
 
 type peerKey struct{}
