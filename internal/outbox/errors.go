@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"time"
 )
 
 // ErrBroken ends the process: what is on disk is unknown until a new process
@@ -37,16 +39,39 @@ func (o *Outbox) judge(err error) error {
 	}
 }
 
-// tolerate logs an error of a background task, which will come round again, and
-// returns only what must end the process.
+// complainInterval is the time between two lines about the same background task:
+// on a full disk each of them fails every second.
+const complainInterval = 30 * time.Second
+
+// tolerate logs an error of a background task, which will come round again, once
+// per complainInterval, and returns only what must end the process.
 func (o *Outbox) tolerate(ctx context.Context, msg string, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return o.fatalError()
 	}
-	if e := o.judge(err); o.fatalError() == nil {
+	if e := o.judge(err); o.fatalError() == nil && o.complaints.due(msg, time.Now()) {
 		o.log.Error(msg, "error", e)
 	}
 	return o.fatalError()
+}
+
+// complaints are what was last logged when.
+type complaints struct {
+	mu   sync.Mutex
+	last map[string]time.Time // by message
+}
+
+func (c *complaints) due(msg string, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if last, ok := c.last[msg]; ok && now.Sub(last) < complainInterval {
+		return false
+	}
+	if c.last == nil {
+		c.last = make(map[string]time.Time)
+	}
+	c.last[msg] = now
+	return true
 }
 
 func (o *Outbox) fatalError() error {

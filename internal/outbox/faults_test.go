@@ -1,9 +1,11 @@
 package outbox
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -139,5 +141,26 @@ func TestJudge(t *testing.T) {
 		if (o.fatalError() != nil) != c.fatal || (o.damage.Load() != nil) != c.damage {
 			t.Errorf("%v: fatal %v, damage %v", c.err, o.fatalError(), o.damage.Load())
 		}
+	}
+}
+
+// TestBackgroundTasksComplainOncePerInterval: on a full disk each of them fails
+// every second, and a log that grows on the same disk makes it worse.
+func TestBackgroundTasksComplainOncePerInterval(t *testing.T) {
+	var log bytes.Buffer
+	o := &Outbox{log: slog.New(slog.NewTextHandler(&log, nil))}
+	for range 100 {
+		for _, task := range []string{"retention", "checkpoint"} {
+			if err := o.tolerate(t.Context(), task+" failed", errors.New("disk full")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if said := strings.Count(log.String(), "\n"); said != 2 {
+		t.Errorf("%d lines, want one for each task:\n%s", said, log.String())
+	}
+	now := time.Now()
+	if o.complaints.due("retention failed", now) || !o.complaints.due("retention failed", now.Add(complainInterval)) {
+		t.Error("want the next line an interval later, not before and not never")
 	}
 }

@@ -135,6 +135,7 @@ type Outbox struct {
 	walTooLong    atomic.Bool
 	fatal         atomic.Pointer[error]
 	noRoom        atomic.Bool // results are refused for want of room on the disk
+	complaints    complaints
 	damage        atomic.Pointer[string]
 }
 
