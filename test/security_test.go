@@ -104,16 +104,7 @@ func without(gs []grant, not ...grant) []grant {
 func (s *secured) grant(user, topic string, gs ...grant) {
 	s.t.Helper()
 	for _, g := range gs {
-		b := kadm.NewACLs().Allow("User:" + user).Operations(g.op)
-		switch g.on {
-		case "topic":
-			b = b.Topics(topic).ResourcePatternType(kadm.ACLPatternLiteral)
-		case "watermarks":
-			b = b.Topics(topic + "-watermarks").ResourcePatternType(kadm.ACLPatternLiteral)
-		default:
-			b = b.TransactionalIDs(topic + "-").ResourcePatternType(kadm.ACLPatternPrefixed)
-		}
-		rs, err := s.adm.CreateACLs(s.t.Context(), b)
+		rs, err := s.adm.CreateACLs(s.t.Context(), g.acl(user, topic))
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -122,6 +113,27 @@ func (s *secured) grant(user, topic string, gs ...grant) {
 				s.t.Fatal(r.Err, r.ErrMessage)
 			}
 		}
+	}
+}
+
+// revoke takes one entry away that grant made.
+func (s *secured) revoke(user, topic string, g grant) {
+	s.t.Helper()
+	gone, err := s.adm.DeleteACLs(s.t.Context(), g.acl(user, topic).AllowHosts())
+	if err != nil || len(gone) != 1 || len(gone[0].Deleted) != 1 {
+		s.t.Fatalf("take %v away: %+v %v", g, gone, err)
+	}
+}
+
+func (g grant) acl(user, topic string) *kadm.ACLBuilder {
+	b := kadm.NewACLs().Allow("User:" + user).Operations(g.op)
+	switch g.on {
+	case "topic":
+		return b.Topics(topic).ResourcePatternType(kadm.ACLPatternLiteral)
+	case "watermarks":
+		return b.Topics(topic + "-watermarks").ResourcePatternType(kadm.ACLPatternLiteral)
+	default:
+		return b.TransactionalIDs(topic + "-").ResourcePatternType(kadm.ACLPatternPrefixed)
 	}
 }
 
