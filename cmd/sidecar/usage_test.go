@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/alecthomas/kong"
+
+	"workflow-results-sidecar/internal/outbox"
 )
 
 // commands are the words of every command that can be run.
@@ -128,7 +130,7 @@ func TestVersion(t *testing.T) {
 	if out := succeed(t, "version"); !strings.Contains(out, "SQLite 3.") || !strings.Contains(out, "go1.") {
 		t.Error(out)
 	}
-	if v := decode[map[string]string](t, succeed(t, "version", "--json")); v["version"] == "" || v["sqlite"] == "" {
+	if v := decode[versionReport](t, succeed(t, "version", "--json")); v.Version == "" || v.SQLite == "" || v.Schema != outbox.SchemaVersion() {
 		t.Error(v)
 	}
 }

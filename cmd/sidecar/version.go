@@ -7,6 +7,8 @@ import (
 	"runtime/debug"
 
 	"github.com/mattn/go-sqlite3"
+
+	"workflow-results-sidecar/internal/outbox"
 )
 
 // buildVersion is set by the linker (-X main.buildVersion=…).
@@ -22,6 +24,13 @@ func version() string {
 	return "(devel)"
 }
 
+type versionReport struct {
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	SQLite  string `json:"sqlite"`
+	Schema  int    `json:"outbox_schema"` // the newest that it knows: it opens this one and all before
+}
+
 type versionCmd struct {
 	JSON bool `help:"Print JSON." name:"json"`
 }
@@ -34,9 +43,9 @@ func (c *versionCmd) Run(e *env) error {
 	sqlite, _, _ := sqlite3.Version()
 	var err error
 	if c.JSON {
-		err = json.NewEncoder(e.stdout).Encode(map[string]string{"version": version(), "go": runtime.Version(), "sqlite": sqlite})
+		err = json.NewEncoder(e.stdout).Encode(versionReport{version(), runtime.Version(), sqlite, outbox.SchemaVersion()})
 	} else {
-		_, err = fmt.Fprintf(e.stdout, "sidecar %s (%s, SQLite %s)\n", version(), runtime.Version(), sqlite)
+		_, err = fmt.Fprintf(e.stdout, "sidecar %s (%s, SQLite %s, outbox schema %d)\n", version(), runtime.Version(), sqlite, outbox.SchemaVersion())
 	}
 	if err != nil {
 		return fmt.Errorf("print: %w", err)

@@ -15,6 +15,13 @@ var migrations embed.FS
 // applicationID marks the file as ours (PRAGMA application_id): "WRSO".
 const applicationID = 0x5752534f
 
+// SchemaVersion is the newest schema that this program knows: it opens files of
+// that one and brings those of all before to it.
+func SchemaVersion() int {
+	names, _ := fs.Glob(migrations, "migrations/*.sql") // the pattern is sound, and the files are in the binary
+	return len(names)
+}
+
 // migrate brings the file to the newest schema. Each numbered file runs in one
 // transaction with its user_version: a crash leaves the file at a whole version.
 func migrate(ctx context.Context, conn *sql.Conn) error {
