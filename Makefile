@@ -25,16 +25,35 @@ build: $(BIN) ## Build bin/sidecar
 $(BIN): $(GOFILES) | need-go
 	CGO_ENABLED=1 go build -trimpath -ldflags "-s -w -X main.buildVersion=$(VERSION)" -o $@ ./cmd/sidecar
 
-# The sidecar as it goes into a wheel: nothing is loaded at run time, on any Linux.
+# The sidecar as it goes into the image and the wheel: nothing is loaded at run time,
+# on any Linux, and the same sources give the same bytes.
 STATIC  := .cache/static/sidecar
 $(STATIC): $(GOFILES) | need-go
-	CGO_ENABLED=1 go build -trimpath -tags sqlite_omit_load_extension,osusergo,netgo \
+	CGO_ENABLED=1 go build -trimpath -buildvcs=false -tags sqlite_omit_load_extension,osusergo,netgo \
 		-ldflags "-s -w -X main.buildVersion=$(VERSION) -linkmode external -extldflags -static" -o $@ ./cmd/sidecar
 
 .PHONY: wheel
 wheel: $(STATIC) $(VENV)/demo.stamp ## Build dist/*.whl: the Python package with a static sidecar in it
 	@rm -f dist/workflow_results-*.whl
 	@$(VENV)/bin/python examples/python/build_wheel.py $(STATIC) dist
+
+.PHONY: image
+image: ## Build the image workflow-results-sidecar:VERSION, with buildah or docker
+	@tool=$$(command -v buildah || command -v docker) || { echo "missing: buildah or docker. Install one (Debian, Ubuntu): apt-get install buildah" >&2; exit 1; }; \
+		"$$tool" build --build-arg VERSION=$(VERSION) -t workflow-results-sidecar:$(VERSION) .
+
+# What the image holds, also where no base image can be pulled: its build stage and its test call this.
+IMAGE_ROOT ?= .cache/image
+.PHONY: image-root
+image-root: $(STATIC)
+	@rm -rf $(IMAGE_ROOT)
+	@install -D -m 0755 $(STATIC) $(IMAGE_ROOT)/sidecar
+	@install -D -m 0644 /etc/ssl/certs/ca-certificates.crt $(IMAGE_ROOT)/etc/ssl/certs/ca-certificates.crt
+	@install -d -m 0770 $(IMAGE_ROOT)/run/workflow-results
+	@install -d -m 0700 $(IMAGE_ROOT)/var/lib/workflow-results
+	@install -d -m 1777 $(IMAGE_ROOT)/tmp
+	@$(GO_LICENSES) save ./cmd/sidecar --save_path $(IMAGE_ROOT)/licenses 2>/dev/null
+	@install -m 0644 "$$(go env GOROOT)/LICENSE" $(IMAGE_ROOT)/licenses/LICENSE.go
 
 .PHONY: demo
 demo: build $(VENV)/demo.stamp ## Show the whole way: LangGraph, socket, outbox, Kafka (embedded), await
@@ -46,7 +65,7 @@ demo-airflow: need-test build kafka $(VENV)/dev.stamp ## Show the whole loop on 
 
 .PHONY: test
 test: need-test ## Run all tests, real Kafka included
-	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-airflow test-wheel test-curl test-property lint; echo "all tests passed in $$((SECONDS - start)) s"
+	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-airflow test-wheel test-curl test-image test-property lint; echo "all tests passed in $$((SECONDS - start)) s"
 
 .PHONY: test-unit
 test-unit: need-go ## Unit tests and fault injection with -race
@@ -85,6 +104,10 @@ test-wheel: wheel ## The wheel in a fresh virtual environment: its sidecar start
 .PHONY: test-curl
 test-curl: build ## Every call of the socket with curl
 	$(call stage,curl,SIDECAR=$(BIN) ./test/curl.sh)
+
+.PHONY: test-image
+test-image: need-buildah ## The image: built, run, small, the same bytes again
+	$(call stage,image,$(MAKE) --no-print-directory image-root VERSION=$(VERSION) && IMAGE_ROOT=$(IMAGE_ROOT) VERSION=$(VERSION) ./test/image.sh)
 
 .PHONY: test-property
 test-property: build $(VENV)/dev.stamp ## Requests made from api/openapi.yaml: no 5xx, as documented, no stored lie
@@ -171,13 +194,15 @@ $(VENV_AIRFLOW_2)/dev.stamp: examples/python/requirements-airflow-2.txt examples
 
 # What we cannot install ourselves is named at once, with the command.
 need = @command -v $(1) >/dev/null || { echo "missing: $(1). Install it (Debian, Ubuntu): $(2)" >&2; exit 1; }
-.PHONY: need-go need-python need-test
+.PHONY: need-go need-python need-buildah need-test
 need-go:
 	$(call need,go,see https://go.dev/doc/install (1.26 or later))
 	$(call need,gcc,apt-get install gcc)
 need-python:
 	$(call need,$(PYTHON),apt-get install python3 python3-venv (3.11 or later; or make PYTHON=python3))
-need-test: need-go need-python
+need-buildah:
+	$(call need,buildah,apt-get install buildah)
+need-test: need-go need-python need-buildah
 	$(call need,curl,apt-get install curl)
 	$(call need,java,apt-get install openjdk-17-jre-headless)
 	$(call need,mvn,apt-get install maven)
