@@ -55,7 +55,9 @@ func reportOf(st outbox.Stats, now time.Time) outboxReport {
 	return r
 }
 
-func (s *sidecar) status(ctx context.Context) any {
+func (s *sidecar) status(ctx context.Context) any { return s.report(ctx) }
+
+func (s *sidecar) report(ctx context.Context) statusReport {
 	st, err := s.outbox.Stats(ctx)
 	r := statusReport{
 		Version: version(), StartedAt: s.started, Socket: s.cmd.Socket, DataDir: s.cmd.DataDir, Brokers: s.cmd.Brokers, Ending: s.ending.Load(),

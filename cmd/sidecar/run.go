@@ -261,6 +261,7 @@ func (s *sidecar) run(term context.Context, signals <-chan os.Signal) error {
 	if s.admin != nil {
 		part(&back, "admin", func() error { return s.admin.Run(publishing) })
 	}
+	go s.tellSystemd(store)
 	s.log.Info("ready", "socket", s.cmd.Socket, "data_dir", s.cmd.DataDir, "brokers", s.cmd.Brokers, "delivery", s.cmd.Delivery, "outbox_id", s.outbox.ID(), "version", version())
 
 	s.waitForEnd(term, hard, kill, signals)
