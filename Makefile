@@ -207,3 +207,4 @@ need-test: need-go need-python need-buildah
 	$(call need,java,apt-get install openjdk-17-jre-headless)
 	$(call need,mvn,apt-get install maven)
 	$(call need,mkfs.ext4,apt-get install e2fsprogs)
+	$(call need,promtool,apt-get install prometheus)

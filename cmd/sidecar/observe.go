@@ -72,8 +72,13 @@ func (s *sidecar) report(ctx context.Context) statusReport {
 
 func (s *sidecar) brokerState() string { return s.publisher.Status().State }
 
-// outboxCollector reads the gauges when they are scraped.
-type outboxCollector struct{ o *outbox.Outbox }
+// collector reads the gauges when they are scraped.
+type collector struct {
+	o *outbox.Outbox
+	p *publisher.Publisher
+}
+
+var stopped = prometheus.NewDesc("workflow_results_stopped", "1 where nothing goes on until somebody acts: the outbox is damaged, or another copy of it publishes.", []string{"reason"}, nil)
 
 var gauges = []struct {
 	desc  *prometheus.Desc
@@ -83,6 +88,7 @@ var gauges = []struct {
 	{gauge("pending_bytes", "Bytes of results that wait to be published."), func(r outboxReport) float64 { return float64(r.PendingBytes) }},
 	{gauge("oldest_pending_seconds", "Age of the oldest pending result."), func(r outboxReport) float64 { return r.OldestPendingSecs }},
 	{gauge("parked", "Results set aside until somebody retries or purges them."), func(r outboxReport) float64 { return float64(r.ParkedRows) }},
+	{gauge("parked_bytes", "Bytes of parked results."), func(r outboxReport) float64 { return float64(r.ParkedBytes) }},
 	{gauge("held", "Results in the outbox, published ones in their windows included."), func(r outboxReport) float64 { return float64(r.HeldRows) }},
 	{gauge("held_bytes", "Bytes of results in the outbox."), func(r outboxReport) float64 { return float64(r.HeldBytes) }},
 	{gauge("max_rows", "Limit of results in the outbox."), func(r outboxReport) float64 { return float64(r.MaxRows) }},
@@ -95,13 +101,14 @@ func gauge(name, help string) *prometheus.Desc {
 	return prometheus.NewDesc("workflow_results_outbox_"+name, help, nil, nil)
 }
 
-func (c outboxCollector) Describe(ch chan<- *prometheus.Desc) {
+func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, g := range gauges {
 		ch <- g.desc
 	}
+	ch <- stopped
 }
 
-func (c outboxCollector) Collect(ch chan<- prometheus.Metric) {
+func (c collector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	st, err := c.o.Stats(ctx)
@@ -111,5 +118,12 @@ func (c outboxCollector) Collect(ch chan<- prometheus.Metric) {
 			continue
 		}
 		ch <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, g.value(reportOf(st, time.Now())))
+	}
+	for reason, is := range map[string]bool{"damage": st.Damage != "", "another_copy": c.p.Status().State == "stopped"} {
+		value := 0.0
+		if is {
+			value = 1
+		}
+		ch <- prometheus.MustNewConstMetric(stopped, prometheus.GaugeValue, value, reason)
 	}
 }

@@ -172,7 +172,7 @@ func newSidecar(ctx context.Context, c *runCmd, log *slog.Logger) (s *sidecar, e
 		return s, err
 	}
 	s.publisher = publisher.New(c.publisherOptions(client, s.outbox, log, m, registry))
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), outboxCollector{s.outbox})
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collector{s.outbox, s.publisher})
 	observe := admin.Observe(admin.Sources{Alive: s.outbox.Alive, Ready: s.outbox.Ready, Broker: s.brokerState, Status: s.status, Metrics: registry})
 	if c.AdminAddr != "" {
 		if s.admin, err = admin.Listen(c.AdminAddr, c.AdminHost, observe, log); err != nil {
