@@ -1,0 +1,248 @@
+// Package k8s checks the manifests in k8s/ with Kubernetes' own code: what the API
+// server would refuse is refused here, without a cluster.
+package k8s
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer/json"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/apiserver/pkg/endpoints/request"
+	"k8s.io/apiserver/pkg/registry/rest"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	_ "k8s.io/kubernetes/pkg/apis/apps/install"
+	_ "k8s.io/kubernetes/pkg/apis/batch/install"
+	"k8s.io/kubernetes/pkg/apis/core"
+	_ "k8s.io/kubernetes/pkg/apis/core/install"
+	_ "k8s.io/kubernetes/pkg/apis/networking/install"
+	"k8s.io/kubernetes/pkg/registry/apps/deployment"
+	"k8s.io/kubernetes/pkg/registry/apps/statefulset"
+	"k8s.io/kubernetes/pkg/registry/batch/job"
+	"k8s.io/kubernetes/pkg/registry/core/configmap"
+	"k8s.io/kubernetes/pkg/registry/core/service"
+	"k8s.io/kubernetes/pkg/registry/core/serviceaccount"
+	"k8s.io/kubernetes/pkg/registry/networking/networkpolicy"
+	"k8s.io/pod-security-admission/api"
+	"k8s.io/pod-security-admission/policy"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
+	sigsyaml "sigs.k8s.io/yaml"
+)
+
+// strategies are what the API server does when each of these is created: set
+// defaults, prepare, validate.
+var strategies = map[string]rest.RESTCreateStrategy{
+	"ConfigMap":      configmap.Strategy,
+	"Deployment":     deployment.Strategy,
+	"Job":            job.Strategy,
+	"NetworkPolicy":  networkpolicy.Strategy,
+	"Service":        service.Strategy,
+	"ServiceAccount": serviceaccount.Strategy,
+	"StatefulSet":    statefulset.Strategy,
+}
+
+// build runs kustomize on a directory.
+func build(t *testing.T, dir string) string {
+	t.Helper()
+	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := built.AsYaml()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// pod is the pod of a workload, as the kubelet would see it.
+type pod struct {
+	kind, workload string
+	meta           metav1.ObjectMeta
+	spec           corev1.PodSpec
+	claims         []string // names of a StatefulSet's claims
+	config         map[string]map[string]string
+}
+
+func (p pod) container(name string) *corev1.Container {
+	for _, list := range [][]corev1.Container{p.spec.InitContainers, p.spec.Containers} {
+		for i := range list {
+			if list[i].Name == name {
+				return &list[i]
+			}
+		}
+	}
+	return nil
+}
+
+// examine decodes every object strictly and does with it what the API server does.
+// It returns the pods of the workloads, and everything that is wrong.
+func examine(text string) (pods []pod, err error) {
+	var errs []error
+	config := map[string]map[string]string{}
+	documents := yaml.NewYAMLReader(bufio.NewReader(strings.NewReader(text)))
+	for {
+		doc, err := documents.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		object, err := create(doc)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		switch o := object.(type) {
+		case *corev1.ConfigMap:
+			config[o.Name] = o.Data
+		case *appsv1.Deployment:
+			pods = append(pods, pod{kind: o.Kind, workload: o.Name, meta: o.Spec.Template.ObjectMeta, spec: o.Spec.Template.Spec})
+		case *batchv1.Job:
+			pods = append(pods, pod{kind: o.Kind, workload: o.Name, meta: o.Spec.Template.ObjectMeta, spec: o.Spec.Template.Spec})
+		case *appsv1.StatefulSet:
+			p := pod{kind: o.Kind, workload: o.Name, meta: o.Spec.Template.ObjectMeta, spec: o.Spec.Template.Spec}
+			for _, c := range o.Spec.VolumeClaimTemplates {
+				p.claims = append(p.claims, c.Name)
+			}
+			pods = append(pods, p)
+		}
+	}
+	for i := range pods {
+		pods[i].config = config
+		if err := sound(&pods[i]); err != nil {
+			errs = append(errs, fmt.Errorf("%s %s: %w", pods[i].kind, pods[i].workload, err))
+		}
+	}
+	return pods, errors.Join(errs...)
+}
+
+// create decodes an object of Kubernetes, in its public version and with defaults,
+// and has the API server's strategy judge it.
+func create(doc []byte) (runtime.Object, error) {
+	scheme := legacyscheme.Scheme
+	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, json.SerializerOptions{Yaml: true, Strict: true})
+	object, gvk, err := strict.Decode(doc, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	strategy, known := strategies[gvk.Kind]
+	if !known {
+		return nil, fmt.Errorf("%s: no strategy is listed for it", gvk)
+	}
+	scheme.Default(object)
+	object.GetObjectKind().SetGroupVersionKind(*gvk)
+	internal, err := scheme.ConvertToVersion(object, schema.GroupVersion{Group: gvk.Group, Version: runtime.APIVersionInternal})
+	if err != nil {
+		return nil, err
+	}
+	if s, ok := internal.(*core.Service); ok && s.Spec.ClusterIP != "" {
+		s.Spec.ClusterIPs = []string{s.Spec.ClusterIP} // the API server's storage does it before the strategy
+	}
+	ctx := request.WithRequestInfo(request.WithNamespace(context.Background(), "team"), &request.RequestInfo{
+		IsResourceRequest: true, Verb: "create", APIGroup: gvk.Group, APIVersion: gvk.Version, Namespace: "team"})
+	about, err := meta.Accessor(internal)
+	if err != nil {
+		return nil, err
+	}
+	rest.FillObjectMetaSystemFields(about)
+	if err := rest.BeforeCreate(strategy, ctx, internal); err != nil {
+		return nil, err
+	}
+	if warnings := strategy.WarningsOnCreate(ctx, internal); len(warnings) > 0 {
+		return nil, fmt.Errorf("%s: the API server warns: %s", gvk.Kind, strings.Join(warnings, "; "))
+	}
+	return object, nil
+}
+
+// sound looks for what the API server lets pass and the kubelet does not, and for
+// what the Pod Security Standard "restricted" forbids.
+func sound(p *pod) error {
+	var errs []error
+	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
+	if err != nil {
+		return err
+	}
+	verdict := policy.AggregateCheckResults(evaluator.EvaluatePod(api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}, &p.meta, &p.spec))
+	if !verdict.Allowed {
+		errs = append(errs, fmt.Errorf("not restricted: %s", verdict.ForbiddenDetail()))
+	}
+	for _, c := range append(append([]corev1.Container{}, p.spec.InitContainers...), p.spec.Containers...) {
+		ports := map[string]bool{}
+		for _, port := range c.Ports {
+			ports[port.Name] = true
+		}
+		for what, probe := range map[string]*corev1.Probe{"startup": c.StartupProbe, "readiness": c.ReadinessProbe, "liveness": c.LivenessProbe} {
+			if probe != nil && probe.HTTPGet != nil && !ports[probe.HTTPGet.Port.String()] {
+				errs = append(errs, fmt.Errorf("container %s: its %s probe asks at the port %s, which it does not have", c.Name, what, probe.HTTPGet.Port.String()))
+			}
+		}
+		for _, from := range c.EnvFrom {
+			if _, known := p.config[from.ConfigMapRef.Name]; !known {
+				errs = append(errs, fmt.Errorf("container %s: there is no ConfigMap %s", c.Name, from.ConfigMapRef.Name))
+			}
+		}
+		for _, m := range c.VolumeMounts {
+			if m.SubPath != "" && strings.Contains(m.Name, "workflow-results") {
+				errs = append(errs, fmt.Errorf("container %s mounts %s by subPath: a socket that is made anew is not seen there", c.Name, m.Name))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// examineMonitoring decodes the objects of the Prometheus operator strictly, and
+// counts them by kind.
+func examineMonitoring(text string) (kinds map[string]int, err error) {
+	kinds = map[string]int{}
+	for _, doc := range strings.Split(text, "\n---\n") {
+		var about metav1.TypeMeta
+		if err := sigsyaml.Unmarshal([]byte(doc), &about); err != nil {
+			return nil, err
+		}
+		kinds[about.Kind]++
+		var into any
+		switch about.Kind {
+		case monitoring.PodMonitorsKind:
+			into = &monitoring.PodMonitor{}
+		case monitoring.PrometheusRuleKind:
+			into = &monitoring.PrometheusRule{}
+		case "ConfigMap":
+			if _, err := create([]byte(doc)); err != nil {
+				return nil, err
+			}
+			continue
+		default:
+			return nil, fmt.Errorf("%s: nobody knows how to check it", about.Kind)
+		}
+		if err := sigsyaml.UnmarshalStrict([]byte(doc), into); err != nil {
+			return nil, err
+		}
+	}
+	return kinds, nil
+}
+
+func readFile(t *testing.T, path ...string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(path...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
