@@ -65,7 +65,7 @@ demo-airflow: need-test build kafka $(VENV)/dev.stamp ## Show the whole loop on 
 
 .PHONY: test
 test: need-test ## Run all tests, real Kafka included
-	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-airflow test-wheel test-curl test-image test-property lint; echo "all tests passed in $$((SECONDS - start)) s"
+	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-airflow test-wheel test-curl test-image test-k8s test-property lint; echo "all tests passed in $$((SECONDS - start)) s"
 
 .PHONY: test-unit
 test-unit: need-go ## Unit tests and fault injection with -race
@@ -109,6 +109,10 @@ test-curl: build ## Every call of the socket with curl
 test-image: need-buildah ## The image: built, run, small, the same bytes again
 	$(call stage,image,$(MAKE) --no-print-directory image-root VERSION=$(VERSION) && IMAGE_ROOT=$(IMAGE_ROOT) VERSION=$(VERSION) ./test/image.sh)
 
+.PHONY: test-k8s
+test-k8s: need-go ## The manifests: built, judged by the API server's code, and a pod's life played out
+	$(call stage,Kubernetes manifests,cd test/k8s && gofmt -l . | (! grep .) && go vet . && go test -timeout 10m -count=1 .)
+
 .PHONY: test-property
 test-property: build $(VENV)/dev.stamp ## Requests made from api/openapi.yaml: no 5xx, as documented, no stored lie
 	$(call stage,properties of the API,$(PROPERTY) test/property && $(VENV)/bin/ruff check --config examples/python/pyproject.toml test/property)
@@ -151,7 +155,7 @@ plots: .cache/venv-plot/stamp ## Draw the pictures in docs/ from their CSV files
 
 .PHONY: lint
 lint: .cache/golangci-$(GOLANGCI_VERSION)/golangci-lint ## golangci-lint with the list in .golangci.yml
-	$(call stage,lint,.cache/golangci-$(GOLANGCI_VERSION)/golangci-lint run --build-tags kafka ./...)
+	$(call stage,lint,.cache/golangci-$(GOLANGCI_VERSION)/golangci-lint run --build-tags kafka ./... && cd test/k8s && $(CURDIR)/.cache/golangci-$(GOLANGCI_VERSION)/golangci-lint run --config $(CURDIR)/.golangci.yml ./...)
 .cache/golangci-$(GOLANGCI_VERSION)/golangci-lint: | need-go
 	@echo "building golangci-lint $(GOLANGCI_VERSION) (once, some minutes)"
 	GOBIN=$(CURDIR)/$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)

@@ -1,0 +1,165 @@
+package k8s
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+const restricted = `
+          securityContext:
+            runAsNonRoot: true
+            allowPrivilegeEscalation: false
+            capabilities: {drop: [ALL]}
+            seccompProfile: {type: RuntimeDefault}
+`
+
+func workload(kind, rest string) string {
+	head := "apiVersion: apps/v1\nkind: " + kind + "\nmetadata:\n  name: mine\nspec:\n  selector: {matchLabels: {a: b}}\n"
+	switch kind {
+	case "StatefulSet":
+		head += "  serviceName: mine\n"
+	case "Job":
+		head = "apiVersion: batch/v1\nkind: Job\nmetadata:\n  name: mine\nspec:\n"
+		rest = "      restartPolicy: Never\n" + rest
+	}
+	return head + "  template:\n    metadata:\n      labels: {a: b}\n    spec:\n" + rest
+}
+
+// with builds a workload of somebody's own with components, as the README says.
+func with(t *testing.T, workload, more string, components ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.CopyFS(filepath.Join(dir, "k8s"), os.DirFS(manifests)); err != nil {
+		t.Fatal(err)
+	}
+	own := filepath.Join(dir, "own")
+	if err := os.Mkdir(own, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	kustomization := "resources: [workload.yaml]\nconfigMapGenerator:\n  - name: workflow-results-sidecar\n    literals: [\"SIDECAR_BROKERS=127.0.0.1:9092\"]\ncomponents:\n"
+	for _, c := range components {
+		kustomization += "  - ../k8s/components/" + c + "\n"
+	}
+	for name, text := range map[string]string{"workload.yaml": workload, "kustomization.yaml": kustomization + more} {
+		if err := os.WriteFile(filepath.Join(own, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return build(t, own)
+}
+
+const bare = "      containers:\n        - name: app\n          image: mine" + restricted
+
+const full = `      volumes:
+        - name: cache
+          emptyDir: {}
+      initContainers:
+        - name: prepare
+          image: mine` + restricted + `          volumeMounts:
+            - {name: cache, mountPath: /cache}
+      containers:
+        - name: app
+          image: mine
+          volumeMounts:
+            - {name: cache, mountPath: /cache}
+          env:
+            - {name: A, value: b}` + restricted + `        - name: proxy
+          image: other` + restricted
+
+// TestComponentOnAnyWorkload adds the sidecar to what has no volumes, mounts or init
+// containers, and to what has all of them: nothing of theirs is lost.
+func TestComponentOnAnyWorkload(t *testing.T) {
+	for _, kind := range []string{"Deployment", "StatefulSet", "Job"} {
+		t.Run(kind+" without anything", func(t *testing.T) {
+			if err := hasSidecar(thePod(t, with(t, workload(kind, bare), "", "sidecar")), true); err != nil {
+				t.Error(err)
+			}
+		})
+		t.Run(kind+" with all of it", func(t *testing.T) {
+			p := thePod(t, with(t, workload(kind, full), "", "sidecar"))
+			if err := hasSidecar(p, true); err != nil {
+				t.Error(err)
+			}
+			app := p.container("app")
+			if mounts(app)["/cache"] != "cache" || len(app.Env) != 1 || p.container("proxy") == nil || p.container("prepare") == nil {
+				t.Errorf("something is lost: %+v", p.spec)
+			}
+			if p.spec.InitContainers[0].Name != sidecar {
+				t.Error("the workload's own init containers come first: they could not hand over results")
+			}
+			if len(mounts(p.container("proxy"))) > 0 {
+				t.Error("proxy got a mount that it has no use for")
+			}
+		})
+	}
+}
+
+// TestComponents adds the others to the first.
+func TestComponents(t *testing.T) {
+	t.Run("a claim", func(t *testing.T) {
+		p := thePod(t, with(t, workload("StatefulSet", bare), "", "sidecar", "outbox-pvc"))
+		if err := hasSidecar(p, true); err != nil {
+			t.Error(err)
+		}
+		if slices.ContainsFunc(p.spec.Volumes, func(v corev1.Volume) bool { return v.Name == "workflow-results-outbox" }) {
+			t.Error("the emptyDir is still there")
+		}
+	})
+	for _, kind := range []string{"Deployment", "StatefulSet", "Job"} {
+		t.Run("no port, "+kind, func(t *testing.T) {
+			c := thePod(t, with(t, workload(kind, bare), "", "sidecar", "exec-probes")).container(sidecar)
+			if len(c.Ports) > 0 || slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "SIDECAR_ADMIN_ADDR" }) {
+				t.Errorf("ports %v, env %v", c.Ports, c.Env)
+			}
+			for _, probe := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
+				if probe.Exec == nil || probe.HTTPGet != nil {
+					t.Errorf("%+v", probe)
+				}
+			}
+			if c.StartupProbe.FailureThreshold != 300 {
+				t.Error("the startup probe's patience is lost")
+			}
+		})
+		t.Run("TLS and SASL, "+kind, func(t *testing.T) {
+			p := thePod(t, with(t, workload(kind, bare), "", "sidecar", "kafka-sasl-tls"))
+			dir := mounts(p.container(sidecar))["/etc/workflow-results/kafka"]
+			if dir == "" || mounts(p.container("app"))["/etc/workflow-results/kafka"] != "" {
+				t.Error("the Secret must be mounted in the sidecar, and in nothing else")
+			}
+			for _, file := range []string{"SIDECAR_KAFKA_CA_FILE", "SIDECAR_KAFKA_PASSWORD_FILE"} {
+				if filepath.Dir(env(p, file)) != "/etc/workflow-results/kafka" {
+					t.Errorf("%s is %s", file, env(p, file))
+				}
+			}
+		})
+	}
+	t.Run("a plain container", func(t *testing.T) {
+		if err := hasSidecar(thePod(t, with(t, workload("Deployment", full), "", "sidecar", "plain-container")), false); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestOtherContainerName does what the README says for a container that is not
+// called "app"; without it, the API server refuses a container without an image.
+func TestOtherContainerName(t *testing.T) {
+	worker := workload("Deployment", strings.Replace(bare, "name: app", "name: worker", 1))
+	if _, err := examine(with(t, worker, "", "sidecar")); err == nil || !strings.Contains(err.Error(), "image: Required value") {
+		t.Errorf("%v, want that an image is required", err)
+	}
+	lines := regexp.MustCompile(`(?s)A container of another name.*?\n\n(.*?)\n\n`).FindStringSubmatch(readFile(t, manifests, "README.md"))
+	if lines == nil {
+		t.Fatal("the README does not tell of other names")
+	}
+	more := strings.ReplaceAll("\n"+lines[1], "\n    ", "\n") + "\n"
+	p := thePod(t, with(t, worker, more, "sidecar"))
+	if p.container("app") != nil || mounts(p.container("worker"))["/run/workflow-results"] == "" {
+		t.Errorf("%+v", p.spec.Containers)
+	}
+}

@@ -1,0 +1,357 @@
+package k8s
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	corev1 "k8s.io/api/core/v1"
+
+	"workflow-results-sidecar/internal/testkit"
+)
+
+var binary string // the sidecar
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "k8s")
+	if err == nil {
+		binary = filepath.Join(dir, "sidecar")
+		build := exec.Command("go", "build", "-C", "../..", "-o", binary, "./cmd/sidecar")
+		build.Stderr = os.Stderr
+		err = build.Run()
+	}
+	if err == nil {
+		err = os.Chmod(dir, 0o755) // other users run it
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "build the sidecar:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// TestFlags: every variable in the manifests is one of a flag, and the defaults that
+// their texts rest on are so.
+func TestFlags(t *testing.T) {
+	help, err := exec.Command(binary, "run", "--help").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := strings.Join(strings.Fields(string(help)), " ")
+	for _, text := range []string{"--shutdown-timeout=25s", "(/run/workflow-results/sidecar.sock)"} {
+		if !strings.Contains(flags, text) {
+			t.Errorf("the help does not say %s", text)
+		}
+	}
+	for _, overlay := range overlays(t) {
+		n := 0
+		for name := range environment(podOf(t, overlay)) {
+			if strings.HasPrefix(name, "SIDECAR_") {
+				n++
+				if !strings.Contains(flags, "($"+name+")") {
+					t.Errorf("%s: %s belongs to no flag", overlay, name)
+				}
+			}
+		}
+		if n < 5 {
+			t.Errorf("%s: only %d variables", overlay, n)
+		}
+	}
+	for _, name := range regexp.MustCompile(`SIDECAR_[A-Z_]+`).FindAllString(readFile(t, manifests, "README.md"), -1) {
+		if !strings.Contains(flags, "($"+name+")") {
+			t.Errorf("README.md: %s belongs to no flag", name)
+		}
+	}
+}
+
+// node plays a kubelet with processes: the pod's volumes are directories, its
+// containers run as their users, in their groups, without any capability.
+type node struct {
+	t       *testing.T
+	pod     pod
+	dir     string
+	brokers string
+	admin   string
+	sidecar *testkit.Process
+}
+
+// schedule lays the pod's volumes out as the kubelet does: they belong to root, and
+// to the fsGroup, whose bit makes what is made in them belong to it.
+func schedule(t *testing.T, p pod, brokers string) *node {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("only root can run containers as their users")
+	}
+	dir, err := os.MkdirTemp("", "pod") // t.TempDir is too long for a socket's path
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n := &node{t: t, pod: p, dir: dir, brokers: brokers}
+	for _, m := range p.container(sidecar).VolumeMounts {
+		at := n.path(m.MountPath)
+		if err := os.MkdirAll(at, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(at, 0, int(*p.spec.SecurityContext.FSGroup)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(at, 0o775|os.ModeSetgid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return n
+}
+
+// path is where a container's path is on this machine.
+func (n *node) path(in string) string { return filepath.Join(n.dir, in) }
+
+// as is the beginning of a command line that runs what follows as a container does.
+func (n *node) as(c *corev1.Container) []string {
+	gid := "0" // what a container has whose image and manifest name no group
+	if c.SecurityContext.RunAsGroup != nil {
+		gid = fmt.Sprint(*c.SecurityContext.RunAsGroup)
+	}
+	return []string{"setpriv", "--reuid", fmt.Sprint(*c.SecurityContext.RunAsUser), "--regid", gid,
+		"--groups", fmt.Sprint(*n.pod.spec.SecurityContext.FSGroup), "--no-new-privs", "--bounding-set", "-all", "--inh-caps", "-all"}
+}
+
+// command is how the sidecar's container runs one of its own commands.
+func (n *node) command(args ...string) []string {
+	line := append(n.as(n.pod.container(sidecar)), "env", "-i")
+	for name, value := range environment(n.pod) {
+		switch {
+		case name == "SIDECAR_BROKERS":
+			value = n.brokers
+		case name == "SIDECAR_ADMIN_ADDR":
+			value = n.admin
+		case strings.HasPrefix(value, "/"):
+			value = n.path(value)
+		}
+		line = append(line, name+"="+value)
+	}
+	return append(append(line, binary), args...)
+}
+
+// start starts the sidecar's container.
+func (n *node) start(more ...string) {
+	n.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.admin = l.Addr().String()
+	_ = l.Close()
+	line := n.command(append(n.pod.container(sidecar).Args, more...)...)
+	n.sidecar = testkit.StartSidecar(n.t, line[0], line[1:]...)
+}
+
+// probe asks as the kubelet does.
+func (n *node) probe(p *corev1.Probe) error {
+	if p.Exec != nil {
+		if p.Exec.Command[0] != "/sidecar" {
+			return fmt.Errorf("the image has no %s", p.Exec.Command[0])
+		}
+		line := n.command(p.Exec.Command[1:]...)
+		out, err := exec.Command(line[0], line[1:]...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}
+	resp, err := http.Get("http://" + n.admin + p.HTTPGet.Path)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 400 {
+		return fmt.Errorf("%s: %s", p.HTTPGet.Path, resp.Status)
+	}
+	return nil
+}
+
+// await polls a probe until it passes.
+func (n *node) await(p *corev1.Probe) {
+	n.t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		err := n.probe(p)
+		if err == nil {
+			return
+		}
+		select {
+		case <-n.sidecar.Done():
+			n.t.Fatalf("the sidecar ended; its probe: %v", err)
+		default:
+			if time.Now().After(deadline) {
+				n.t.Fatalf("the probe never passed: %v", err)
+			}
+		}
+	}
+}
+
+// app hands over a result, as the app's user, and returns its event ID.
+func (n *node) app() string {
+	n.t.Helper()
+	id := uuid.NewString()
+	body := fmt.Sprintf(`{"event_id":%q,"correlation_id":%q,"workflow_id":"w","workflow_run_id":"r","status":"success","result":{},"error":null}`, id, uuid.NewString())
+	line := append(n.as(n.pod.container("app")), "curl", "--silent", "--show-error", "--fail", "--max-time", "30", "--unix-socket", n.path("/run/workflow-results/sidecar.sock"),
+		"--header", "Content-Type: application/json", "--data", body, "http://sidecar/v1/results")
+	if out, err := exec.Command(line[0], line[1:]...).CombinedOutput(); err != nil {
+		n.t.Fatalf("the app could not hand over its result: %v\n%s", err, out)
+	}
+	return id
+}
+
+// expect reads the topic: each of ids is there, once, and nothing else.
+func expect(t *testing.T, broker string, ids []string) {
+	t.Helper()
+	seen := map[string]int{}
+	for _, r := range testkit.Consume(t, broker, "workflow-results") {
+		seen[testkit.Header(r, "ce_id")]++
+	}
+	for _, id := range ids {
+		if seen[id] != 1 {
+			t.Errorf("%s is in the topic %d times", id, seen[id])
+		}
+	}
+	if len(seen) != len(ids) {
+		t.Errorf("%d results are in the topic, want %d", len(seen), len(ids))
+	}
+}
+
+func nowhere(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// TestPodLives plays the life of each overlay's pod that needs no secrets: the
+// sidecar starts, the app when the startup probe lets it, it hands over results, it
+// ends, the sidecar publishes what is left and ends well within the grace period.
+func TestPodLives(t *testing.T) {
+	for _, overlay := range []string{"deployment", "job", "pre-1.29", "statefulset"} {
+		t.Run(overlay, func(t *testing.T) {
+			broker := testkit.StartFake(t).Addr()
+			n := schedule(t, podOf(t, overlay), broker)
+			n.start()
+			c := n.pod.container(sidecar)
+			n.await(c.StartupProbe)
+			var ids []string
+			for range 5 {
+				ids = append(ids, n.app())
+			}
+			for _, p := range []*corev1.Probe{c.ReadinessProbe, c.LivenessProbe} {
+				n.await(p)
+			}
+			n.sidecar.Term(t) // the app has ended, or the job is complete
+			if code := n.sidecar.Wait(t); code != 0 {
+				t.Errorf("exit status %d: the pod would have failed", code)
+			}
+			if !strings.Contains(n.sidecar.Output(), "everything is published") {
+				t.Error("it does not say that everything is published")
+			}
+			expect(t, broker, ids)
+			for _, path := range []string{"/var/lib/workflow-results/outbox", "/var/lib/workflow-results/outbox/outbox.db"} {
+				info, err := os.Stat(n.path(path))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if of := info.Sys().(*syscall.Stat_t).Uid; int64(of) != *c.SecurityContext.RunAsUser || info.Mode()&0o077 != 0 {
+					t.Errorf("%s: user %d, mode %s", path, of, info.Mode())
+				}
+			}
+		})
+	}
+}
+
+// TestPodWithoutKafka gets ready, and loses nothing when the kubelet kills the
+// container at the end of the grace period and starts it again on the same volume.
+func TestPodWithoutKafka(t *testing.T) {
+	n := schedule(t, podOf(t, "statefulset"), nowhere(t))
+	n.start()
+	c := n.pod.container(sidecar)
+	for _, p := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
+		n.await(p)
+	}
+	ids := []string{n.app(), n.app()}
+	n.sidecar.Term(t)
+	ids = append(ids, n.app()) // it drains, and still takes what comes
+	n.sidecar.Kill(t)
+
+	n.brokers = testkit.StartFake(t).Addr()
+	n.start()
+	n.await(c.StartupProbe)
+	ids = append(ids, n.app())
+	n.sidecar.Term(t)
+	if code := n.sidecar.Wait(t); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	expect(t, n.brokers, ids)
+}
+
+// TestPodDrainsToTheEnd: with Kafka away it ends by itself when --shutdown-timeout is
+// over, tells what is left, and exits 0, so that a Job is complete.
+func TestPodDrainsToTheEnd(t *testing.T) {
+	n := schedule(t, podOf(t, "job"), nowhere(t))
+	n.start("--shutdown-timeout", "1s")
+	n.await(n.pod.container(sidecar).StartupProbe)
+	n.app()
+	n.sidecar.Term(t)
+	if code := n.sidecar.Wait(t); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	if !strings.Contains(n.sidecar.Output(), `"pending":1`) {
+		t.Errorf("it does not tell what is left:\n%s", n.sidecar.Output())
+	}
+}
+
+// TestExecProbes asks through the socket, as the sidecar's own user.
+func TestExecProbes(t *testing.T) {
+	n := schedule(t, thePod(t, with(t, workload("Deployment", bare), "", "sidecar", "exec-probes")), nowhere(t))
+	c := n.pod.container(sidecar)
+	n.start()
+	for _, p := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
+		n.await(p)
+	}
+	n.sidecar.Kill(t)
+	for _, p := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
+		if n.probe(p) == nil {
+			t.Error("a probe passes, and nothing runs")
+		}
+	}
+}
+
+// TestProbesFailWhenTheyShould: a full outbox is not ready, and alive all the same.
+func TestProbesFailWhenTheyShould(t *testing.T) {
+	n := schedule(t, podOf(t, "deployment"), nowhere(t))
+	n.start("--max-rows", "1")
+	c := n.pod.container(sidecar)
+	n.await(c.StartupProbe)
+	n.app()
+	if n.probe(c.ReadinessProbe) == nil {
+		t.Error("a full outbox is ready")
+	}
+	for _, p := range []*corev1.Probe{c.StartupProbe, c.LivenessProbe} {
+		if err := n.probe(p); err != nil {
+			t.Errorf("a full outbox is restarted: %v", err)
+		}
+	}
+}
