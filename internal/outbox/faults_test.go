@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -164,45 +162,5 @@ func TestBackgroundTasksComplainOncePerInterval(t *testing.T) {
 	now := time.Now()
 	if o.complaints.due("retention failed", now) || !o.complaints.due("retention failed", now.Add(complainInterval)) {
 		t.Error("want the next line an interval later, not before and not never")
-	}
-}
-
-// TestAFileThatIsTakenAway ends the process: what is committed to a file that no next
-// start will find would be lost.
-func TestAFileThatIsTakenAway(t *testing.T) {
-	for name, takeAway := range map[string]func(dir, elsewhere string) error{
-		"moved": os.Rename,
-		"replaced": func(dir, elsewhere string) error {
-			return errors.Join(os.Rename(dir, elsewhere), os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, fileName), nil, 0o600))
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			ctx := context.Background()
-			dir, elsewhere := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "elsewhere")
-			o, err := Open(ctx, testOptions(t, dir))
-			if err != nil {
-				t.Fatal(err)
-			}
-			done := make(chan error, 1)
-			go func() { done <- o.Run(ctx) }()
-			held := newResult(t, `{}`)
-			if _, err := o.Append(ctx, []result.Result{held}); err != nil {
-				t.Fatal(err)
-			}
-			if err := takeAway(dir, elsewhere); err != nil {
-				t.Fatal(err)
-			}
-			if err := <-done; !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), "removed, moved or replaced") {
-				t.Errorf("Run: %v", err)
-			}
-			if _, err := o.Append(ctx, results(t, 1, `{}`)); !errors.Is(err, ErrUnavailable) {
-				t.Errorf("a result afterwards: %v", err)
-			}
-			_ = o.Close() // it has no file to mark
-			h := open(t, elsewhere)
-			if e, err := h.Get(ctx, held.EventID); err != nil || e.State != Pending {
-				t.Errorf("where it was moved to: %+v %v", e, err)
-			}
-		})
 	}
 }

@@ -1,10 +1,7 @@
 package outbox
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"time"
 )
 
@@ -43,17 +40,4 @@ func (o *Outbox) Ready() error {
 		return fmt.Errorf("%w: %d results (%d bytes) are pending, %d (%d bytes) parked; the limits are %d and %d", ErrFull, s.pendingRows, s.pendingBytes, s.parkedRows, s.parkedBytes, o.opts.MaxRows, o.opts.MaxBytes)
 	}
 	return nil
-}
-
-// inPlace ends the process where the file that is open is not the one at its path
-// any more: somebody has removed, moved or replaced it. What would be committed to
-// it no next start would find, and what a reader opens anew is another one.
-func (o *Outbox) inPlace() error {
-	there, err := os.Stat(o.path())
-	if !errors.Is(err, fs.ErrNotExist) && (err != nil || os.SameFile(o.file, there)) {
-		return nil
-	}
-	err = fmt.Errorf("%w: %s is not the file that this process has open: it was removed, moved or replaced; put it back, or publish what it holds where it is with `sidecar outbox drain --data-dir`", ErrBroken, o.path())
-	o.fatal.CompareAndSwap(nil, &err)
-	return err
 }

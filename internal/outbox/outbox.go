@@ -121,11 +121,10 @@ type Outbox struct {
 	// writing is held while somebody writes: Run's writer, or a caller that found
 	// nobody doing so. It guards conn, stmts, and what follows; it comes before mu.
 	writing    sync.Mutex
-	file       os.FileInfo // the file that is open
-	merging    *merge      // nil: none is under way
-	mergeAfter time.Time   // when to try again after a failure
-	room       room        // on the disk, as last seen
-	sinceMerge int         // rows appended since the last step of a merge
+	merging    *merge    // nil: none is under way
+	mergeAfter time.Time // when to try again after a failure
+	room       room      // on the disk, as last seen
+	sinceMerge int       // rows appended since the last step of a merge
 
 	wake          chan struct{} // one slot: the writer has work
 	pending       chan struct{} // one slot: the publisher has work
@@ -168,9 +167,6 @@ func Open(ctx context.Context, opts Options) (*Outbox, error) {
 	o.db, o.conn, err = openFile(ctx, o.path())
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
-	}
-	if o.file, err = os.Stat(o.path()); err != nil {
-		return nil, errors.Join(explainOpen(o.path(), err), o.conn.Close(), o.db.Close(), lock.Close())
 	}
 	o.readers = sql.OpenDB(connector{path: o.path(), readOnly: true})
 	o.readers.SetMaxOpenConns(4)

@@ -26,9 +26,6 @@ func (o *Outbox) runRetention(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if err := o.inPlace(); err != nil {
-			return err
-		}
 		if err := o.retain(ctx); err != nil {
 			if err := o.tolerate(ctx, "retention failed; it is tried again", err); err != nil {
 				return err

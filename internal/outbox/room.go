@@ -28,9 +28,6 @@ type room struct {
 // the spare and what a checkpoint of the whole log may add to the file.
 func (tx *transaction) measureRoom() error {
 	o := tx.o
-	if err := o.inPlace(); err != nil {
-		return err
-	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(o.opts.Dir, &st); err != nil {
 		return fmt.Errorf("statfs %s: %w", o.opts.Dir, err)
