@@ -27,11 +27,7 @@ func checkpoint(ctx context.Context, conn *sql.Conn, mode string) (busy bool, le
 // runCheckpoints copies the WAL into the file beside the writer, which goes on
 // committing. A crash in the middle is harmless: the WAL is still whole.
 func (o *Outbox) runCheckpoints(ctx context.Context) error {
-	conn, err := o.db.Conn(context.WithoutCancel(ctx)) // an end before it began is no failure
-	if err != nil {
-		return fmt.Errorf("open a connection for checkpoints: %w", err)
-	}
-	defer func() { _ = conn.Close() }() // nothing is written through it that a close could lose
+	conn := o.checkpoints
 	tick := time.NewTicker(checkpointInterval)
 	defer tick.Stop()
 	for {

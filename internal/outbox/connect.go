@@ -17,11 +17,19 @@ import (
 type connector struct {
 	path     string
 	readOnly bool
+	check    func() error // before each connection; nil: none
 }
 
 func (c connector) Driver() driver.Driver { return &sqlite3.SQLiteDriver{} }
 
 func (c connector) Connect(context.Context) (driver.Conn, error) {
+	// A connection to an empty file deletes the WAL beside it, and one to a copy
+	// takes the WAL for the copy's.
+	if c.check != nil {
+		if err := c.check(); err != nil {
+			return nil, err
+		}
+	}
 	hook := func(conn *sqlite3.SQLiteConn) error {
 		// Checkpoints are ours to time: the automatic one would run in the
 		// middle of somebody's commit.

@@ -27,6 +27,9 @@ func (o *Outbox) Ready() error {
 	if err := o.usable(); err != nil {
 		return err
 	}
+	if err := o.inPlace(); err != nil {
+		return err
+	}
 	if o.noRoom.Load() {
 		return fmt.Errorf("%w: the volume of %s is nearly full; what is left is kept for publishing what is held", ErrFull, o.opts.Dir)
 	}

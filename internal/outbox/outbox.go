@@ -91,14 +91,16 @@ func (o *Options) validate() error {
 // Outbox is an open outbox. Its methods may be called from any goroutine while
 // Run runs.
 type Outbox struct {
-	opts    Options
-	log     *slog.Logger
-	metrics *metrics.Metrics
-	lock    *os.File
-	db      *sql.DB // the writer's; conn is its first connection
-	conn    *sql.Conn
-	readers *sql.DB
-	stmts   statements
+	opts        Options
+	log         *slog.Logger
+	metrics     *metrics.Metrics
+	lock        *os.File
+	db          *sql.DB // the writer's; conn is its first connection
+	conn        *sql.Conn
+	readers     *sql.DB
+	checkpoints *sql.Conn // theirs alone
+	stmts       statements
+	files       []placed // as opened
 
 	sound atomic.Bool // the last end was clean, or a check after it found no damage
 	owner uuid.UUID   // generation of this start
@@ -168,11 +170,17 @@ func Open(ctx context.Context, opts Options) (*Outbox, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	o.readers = sql.OpenDB(connector{path: o.path(), readOnly: true})
+	o.readers = sql.OpenDB(connector{path: o.path(), readOnly: true, check: o.inPlace})
 	o.readers.SetMaxOpenConns(4)
 	o.readers.SetMaxIdleConns(4)
 	if err := o.begin(ctx); err != nil {
 		return nil, errors.Join(explainOpen(o.path(), err), o.closeFiles())
+	}
+	if o.checkpoints, err = o.db.Conn(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open a connection for checkpoints: %w", err), o.closeFiles())
+	}
+	if o.files, err = placeFiles(opts.Dir); err != nil {
+		return nil, errors.Join(err, o.closeFiles())
 	}
 	return o, nil
 }
@@ -234,6 +242,9 @@ func (o *Outbox) leaveClean() error {
 }
 
 func (o *Outbox) closeFiles() error {
+	if o.checkpoints != nil {
+		_ = o.checkpoints.Close() // nothing is written through it that a close could lose
+	}
 	return errors.Join(o.stmts.close(), o.conn.Close(), o.readers.Close(), o.db.Close(), o.lock.Close())
 }
 

@@ -186,6 +186,9 @@ func (o *Outbox) commitBatch(batch []*request) {
 	start := time.Now()
 	var rows int64
 	err := o.commit(func(tx *transaction) error {
+		if err := o.inPlace(); err != nil {
+			return err
+		}
 		for _, r := range batch {
 			if err := tx.appendAll(r); err != nil {
 				return err
