@@ -66,7 +66,11 @@ func (s *sidecar) report(ctx context.Context) statusReport {
 	if err != nil {
 		r.Outbox.Trouble = err.Error()
 	}
-	r.Outbox.Full = errors.Is(s.outbox.Ready(), outbox.ErrFull)
+	ready := s.outbox.Ready()
+	r.Outbox.Full = errors.Is(ready, outbox.ErrFull)
+	if ready != nil && !r.Outbox.Full && r.Outbox.Trouble == "" {
+		r.Outbox.Trouble = ready.Error()
+	}
 	return r
 }
 

@@ -25,6 +25,10 @@ func TestFilesTakenAway(t *testing.T) {
 				h := open(t, dir)
 				before := newResult(t, `{"n":1}`)
 				h.add(before)
+				parked := newResult(t, `{}`)
+				if err := h.Park(ctx, h.add(parked)[0].Entry.Seq, "refused"); err != nil {
+					t.Fatal(err)
+				}
 				path := filepath.Join(dir, name)
 				aside := filepath.Join(filepath.Dir(dir), "aside")
 				if err := os.Rename(path, aside); err != nil {
@@ -44,6 +48,12 @@ func TestFilesTakenAway(t *testing.T) {
 					if out, err := h.Append(ctx, r); !errors.Is(err, ErrUnavailable) {
 						t.Errorf("acknowledged: %v, %v", out, err)
 					}
+				}
+				if _, err := h.Retry(ctx, parked.EventID); !errors.Is(err, ErrUnavailable) {
+					t.Errorf("retried: %v", err)
+				}
+				if err := h.Purge(ctx, parked.EventID); !errors.Is(err, ErrUnavailable) {
+					t.Errorf("purged: %v", err)
 				}
 				if err := h.Ready(); !errors.Is(err, ErrUnavailable) {
 					t.Errorf("ready: %v", err)

@@ -188,6 +188,9 @@ func (o *Outbox) Purge(ctx context.Context, id uuid.UUID) error {
 // parkedEntry reads through the writer's connection: it must see this very
 // transaction.
 func (tx *transaction) parkedEntry(id uuid.UUID) (Entry, error) {
+	if err := tx.o.inPlace(); err != nil {
+		return Entry{}, err // what was answered would be undone by the next start
+	}
 	seq, found, err := tx.find(id)
 	if err != nil {
 		return Entry{}, err
