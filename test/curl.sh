@@ -86,8 +86,9 @@ expect_tcp() { # the same without the socket
     status=$(curl -sS --max-time 20 -o "$dir/body" -w '%{http_code}' "${@:2}") || status=failed
     if [ "$status" = "$1" ]; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED: curl ${*:2} answered $status, not $1: $(cat "$dir/body")" >&2; fi
 }
-for path in /healthz /readyz /v1/status /metrics; do expect_tcp 200 "http://$admin$path"; done
+for path in / /healthz /readyz /v1/status /v1/history /metrics; do expect_tcp 200 "http://$admin$path"; done
 expect_tcp 404 "${json[@]}" -d "$(event "$(uuid)" '{}')" "http://$admin/v1/results"
+expect_tcp 404 "http://$admin/v1/results"
 expect_tcp 403 -H 'Host: evil.example' "http://$admin/v1/status"
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

@@ -14,14 +14,24 @@ import (
 
 // statusReport is GET /v1/status: how the sidecar is, at a glance.
 type statusReport struct {
+	Now       time.Time        `json:"now"` // of this report: a browser's clock may be off
 	Version   string           `json:"version"`
 	StartedAt time.Time        `json:"started_at"`
 	Socket    string           `json:"socket"`
 	DataDir   string           `json:"data_dir"`
 	Brokers   []string         `json:"brokers"`
 	Ending    bool             `json:"ending"` // asked to end: it drains
+	Verdict   verdict          `json:"verdict"`
+	Topic     string           `json:"topic"`
+	Shows     shows            `json:"shows"`
 	Outbox    outboxReport     `json:"outbox"`
 	Publisher publisher.Status `json:"publisher"`
+}
+
+// shows is what may be seen of single results, for the page on the admin address.
+type shows struct {
+	Results  bool `json:"results"`  // on the admin address: --admin-results
+	Payloads bool `json:"payloads"` // --show-payload
 }
 
 type outboxReport struct {
@@ -41,6 +51,8 @@ type outboxReport struct {
 	WALBytes          int64     `json:"wal_bytes"`
 	Full              bool      `json:"full"`              // no result can be accepted for want of room
 	Trouble           string    `json:"trouble,omitempty"` // why it cannot accept or publish
+
+	fullness string // why it is full
 }
 
 func reportOf(st outbox.Stats, now time.Time) outboxReport {
@@ -59,18 +71,23 @@ func (s *sidecar) status(ctx context.Context) any { return s.report(ctx) }
 
 func (s *sidecar) report(ctx context.Context) statusReport {
 	st, err := s.outbox.Stats(ctx)
+	now := time.Now()
 	r := statusReport{
-		Version: version(), StartedAt: s.started, Socket: s.cmd.Socket, DataDir: s.cmd.DataDir, Brokers: s.cmd.Brokers, Ending: s.ending.Load(),
-		Outbox: reportOf(st, time.Now()), Publisher: s.publisher.Status(),
+		Now: now.UTC(), Version: version(), StartedAt: s.started, Socket: s.cmd.Socket, DataDir: s.cmd.DataDir, Brokers: s.cmd.Brokers, Ending: s.ending.Load(),
+		Topic: s.cmd.Topic, Shows: shows{Results: s.cmd.AdminResults, Payloads: s.cmd.ShowPayload},
+		Outbox: reportOf(st, now), Publisher: s.publisher.Status(),
 	}
 	if err != nil {
 		r.Outbox.Trouble = err.Error()
 	}
-	ready := s.outbox.Ready()
-	r.Outbox.Full = errors.Is(ready, outbox.ErrFull)
-	if ready != nil && !r.Outbox.Full && r.Outbox.Trouble == "" {
-		r.Outbox.Trouble = ready.Error()
+	switch notReady := s.outbox.Ready(); {
+	case errors.Is(notReady, outbox.ErrFull):
+		r.Outbox.Full, r.Outbox.fullness = true, notReady.Error()
+	case notReady != nil && r.Outbox.Trouble == "":
+		r.Outbox.Trouble = notReady.Error()
 	}
+	r.Verdict = r.verdict()
+	r.Verdict.Since = s.history.see(r.Verdict.Word, now)
 	return r
 }
 

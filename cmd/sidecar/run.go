@@ -56,8 +56,9 @@ type runCmd struct {
 	MaxConnections int      `help:"Connections at most; more wait." default:"1024"`
 	ShowPayload    bool     `help:"Answer GET /v1/results/{event_id}?payload=true with the payload."`
 
-	AdminAddr string   `help:"TCP address of probes, metrics and status, such as 127.0.0.1:9464; off unless given." placeholder:"HOST:PORT"`
-	AdminHost []string `help:"Names that a Host header may carry, beside IP addresses and localhost." placeholder:"NAME"`
+	AdminAddr    string   `help:"TCP address of probes, metrics, status and a page for people, such as 127.0.0.1:9464; off unless given." placeholder:"HOST:PORT"`
+	AdminHost    []string `help:"Names that a Host header may carry, beside IP addresses and localhost." placeholder:"NAME"`
+	AdminResults bool     `help:"Show results and search on the page of --admin-addr: IDs, states, reasons; payloads need --show-payload as well."`
 
 	Linger          time.Duration `help:"On SIGTERM: end when no client has been connected for so long and nothing is pending." default:"1s"`
 	ShutdownTimeout time.Duration `help:"On SIGTERM: end at the latest after this." default:"25s"`
@@ -86,6 +87,8 @@ func (c *runCmd) Validate() error {
 		if err := hostPort("--admin-addr", c.AdminAddr, 0); err != nil {
 			return err
 		}
+	} else if c.AdminResults {
+		return errors.New("--admin-results needs --admin-addr, the address on which results are to be shown")
 	}
 	return errors.Join(
 		atLeast("--max-rows", c.MaxRows, 1),
@@ -145,7 +148,9 @@ type sidecar struct {
 	publisher *publisher.Publisher
 	socket    *ipc.Server
 	admin     *admin.Server // nil where off
-	ending    atomic.Bool   // asked to end, draining
+	metrics   *metrics.Metrics
+	history   history
+	ending    atomic.Bool // asked to end, draining
 }
 
 // newSidecar opens outbox, publisher and socket, in this order: nobody is let in
@@ -168,19 +173,24 @@ func newSidecar(ctx context.Context, c *runCmd, log *slog.Logger) (s *sidecar, e
 	}
 	registry := prometheus.NewRegistry()
 	m := metrics.New(registry)
+	s.metrics = m
 	if s.outbox, err = outbox.Open(ctx, c.outboxOptions(log, m)); err != nil {
 		return s, err
 	}
 	s.publisher = publisher.New(c.publisherOptions(client, s.outbox, log, m, registry))
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collector{s.outbox, s.publisher})
-	observe := admin.Observe(admin.Sources{Alive: s.outbox.Alive, Ready: s.outbox.Ready, Broker: s.brokerState, Status: s.status, Metrics: registry})
+	observe := admin.Observe(admin.Sources{Alive: s.outbox.Alive, Ready: s.outbox.Ready, Broker: s.brokerState, Status: s.status, History: func() any { return s.history.report() }, Metrics: registry})
+	opts := c.socketOptions(log, m)
+	opts.Store, opts.Observe, opts.MaxResultBytes = s.outbox, observe, s.publisher.MaxResultBytes
 	if c.AdminAddr != "" {
-		if s.admin, err = admin.Listen(c.AdminAddr, c.AdminHost, observe, log); err != nil {
+		page := admin.Page(observe, nil)
+		if c.AdminResults {
+			page = admin.Page(observe, ipc.ReadResults(opts))
+		}
+		if s.admin, err = admin.Listen(c.AdminAddr, c.AdminHost, page, log); err != nil {
 			return s, err
 		}
 	}
-	opts := c.socketOptions(log, m)
-	opts.Store, opts.Observe, opts.MaxResultBytes = s.outbox, observe, s.publisher.MaxResultBytes
 	s.socket, err = ipc.Listen(opts)
 	return s, err
 }
@@ -259,7 +269,9 @@ func (s *sidecar) run(term context.Context, signals <-chan os.Signal) error {
 	part(&back, "publisher", func() error { return s.publisher.Run(publishing, hard) })
 	part(&front, "socket", func() error { return s.socket.Run(intake, hard) })
 	if s.admin != nil {
+		s.log.Info("probes, metrics and a page for people", "url", "http://"+s.admin.Addr()+"/", "results", s.cmd.AdminResults)
 		part(&back, "admin", func() error { return s.admin.Run(publishing) })
+		part(&back, "history", func() error { return s.remember(publishing) })
 	}
 	go s.tellSystemd(store)
 	s.log.Info("ready", "socket", s.cmd.Socket, "data_dir", s.cmd.DataDir, "brokers", s.cmd.Brokers, "delivery", s.cmd.Delivery, "outbox_id", s.outbox.ID(), "version", version())

@@ -64,7 +64,7 @@ func (c *statusCmd) Run(e *env) error {
 func (r statusReport) print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
-	fmt.Fprintln(t, r.verdict())
+	fmt.Fprintln(t, r.verdict()) // ours, not the answer's: it may come from an older sidecar
 	line("publisher", "%s, %s%s", r.Publisher.State, r.Publisher.Delivery, ago(r.Publisher.LastPublishedAt, ", last result "))
 	if r.Publisher.State != "publishing" && r.Publisher.LastError != "" {
 		line("last error", "%s%s", r.Publisher.LastError, ago(r.Publisher.LastErrorAt, " — "))
@@ -85,27 +85,6 @@ func (r statusReport) print(w io.Writer) error {
 		return fmt.Errorf("print: %w", err)
 	}
 	return nil
-}
-
-func (r statusReport) verdict() string {
-	switch {
-	case r.Outbox.Trouble != "":
-		return "STOPPED: " + r.Outbox.Trouble
-	case r.Ending:
-		return fmt.Sprintf("ENDING: %d results are still pending", r.Outbox.PendingRows)
-	case r.Outbox.Full:
-		return "FULL: results are refused (507) until some are published or purged"
-	case r.Publisher.State == "stopped":
-		return "NOT PUBLISHING: " + r.Publisher.LastError
-	case r.Publisher.State != "publishing":
-		return "WAITING FOR KAFKA: results are accepted and kept"
-	case r.Outbox.ParkedRows > 0:
-		return "PUBLISHING, with parked results: sidecar outbox list --state parked"
-	case r.Outbox.PendingRows > 0:
-		return "PUBLISHING"
-	default:
-		return "WELL: everything is published"
-	}
 }
 
 func ago(t *time.Time, before string) string {

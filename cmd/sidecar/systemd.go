@@ -42,7 +42,7 @@ func (s *sidecar) tellSystemd(ctx context.Context) {
 }
 
 func (s *sidecar) message(ctx context.Context) string {
-	lines := "STATUS=" + s.report(ctx).verdict()
+	lines := "STATUS=" + s.report(ctx).Verdict.String()
 	if s.outbox.Alive() == nil {
 		lines += "\n" + daemon.SdNotifyWatchdog
 	}

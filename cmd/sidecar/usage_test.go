@@ -82,6 +82,7 @@ func TestUnknownFlagsAndBadValuesEndWithStatus2(t *testing.T) {
 		{"run --linger=-1s", "--linger"},
 		{"run --shutdown-timeout=-1s", "--shutdown-timeout"},
 		{"run --admin-addr foo", "--admin-addr"},
+		{"run --admin-results", "needs --admin-addr"},
 		{"run --kafka-username u", "need --kafka-sasl"},
 		{"outbox drain --timeout=-1s", "--timeout"},
 		{"await --correlation-id 0192f0c1-7b1e-7cc3-9d2a-0123456789ab --topic a/b", "--topic"},

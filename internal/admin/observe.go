@@ -17,13 +17,14 @@ type Sources struct {
 	Ready   func() error              // nil while results can be accepted; Kafka does not decide it
 	Broker  func() string             // how the broker stands, told with the readiness
 	Status  func(context.Context) any // a JSON object
+	History func() any                // likewise: the last minutes
 	Metrics prometheus.Gatherer
 }
 
 // maxScrapes bounds the readings of /metrics at one time; one more gets 503.
 const maxScrapes = 8
 
-// Observe serves GET /healthz, /readyz, /v1/status and /metrics, and nothing
+// Observe serves GET /healthz, /readyz, /v1/status, /v1/history and /metrics, and nothing
 // else: another path is 404 and another method, HEAD too, 405. A metric that
 // cannot be read makes the whole scrape a 500: half of them would look like all.
 func Observe(src Sources) http.Handler {
@@ -33,6 +34,9 @@ func Observe(src Sources) http.Handler {
 		"/v1/status": func(w http.ResponseWriter, r *http.Request) {
 			writeJSON(w, http.StatusOK, src.Status(r.Context()))
 		},
+		"/v1/history": func(w http.ResponseWriter, _ *http.Request) {
+			writeJSON(w, http.StatusOK, src.History())
+		},
 		"/metrics": promhttp.HandlerFor(src.Metrics, promhttp.HandlerOpts{
 			ErrorHandling: promhttp.HTTPErrorOnError, MaxRequestsInFlight: maxScrapes,
 		}).ServeHTTP,
@@ -41,7 +45,7 @@ func Observe(src Sources) http.Handler {
 		serve, known := routes[r.URL.Path]
 		switch {
 		case !known:
-			writeProblem(w, http.StatusNotFound, "there is only /healthz, /readyz, /v1/status and /metrics here; results go to the socket")
+			writeProblem(w, http.StatusNotFound, "there is only /healthz, /readyz, /v1/status, /v1/history and /metrics here; results go to the socket")
 		case r.Method != http.MethodGet:
 			w.Header().Set("Allow", http.MethodGet)
 			writeProblem(w, http.StatusMethodNotAllowed, r.URL.Path+" takes GET only")

@@ -21,6 +21,7 @@ func sources() Sources {
 		Ready:   func() error { return nil },
 		Broker:  func() string { return "down: connection refused" },
 		Status:  func(context.Context) any { return map[string]int{"pending": 3} },
+		History: func() any { return map[string]int{"points": 300} },
 		Metrics: prometheus.NewRegistry(),
 	}
 }
@@ -51,6 +52,7 @@ func TestObserveAnswers(t *testing.T) {
 		{"ready without a broker", nil, "GET", "/readyz", 200, `"broker":"down: connection refused"`},
 		{"not ready", func(s *Sources) { s.Ready = func() error { return sick } }, "GET", "/readyz", 503, `{"ok":false,"reason":"the disk is gone","broker":"down: connection refused"}`},
 		{"status", nil, "GET", "/v1/status", 200, `{"pending":3}`},
+		{"history", nil, "GET", "/v1/history", 200, `{"points":300}`},
 		{"status that is no JSON", func(s *Sources) { s.Status = func(context.Context) any { return make(chan int) } }, "GET", "/v1/status", 500, "unsupported type"},
 		{"takes no results", nil, "POST", "/v1/results", 404, ""},
 		{"shows no results", nil, "GET", "/v1/results", 404, ""},

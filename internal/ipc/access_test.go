@@ -40,7 +40,7 @@ func TestOnlyListedPeers(t *testing.T) {
 			id := uuid.NewString()
 			h.post(oneEvent()).want(t, 403, "forbidden")
 			h.call("POST", "/v1/results:batch", "application/x-ndjson", strings.NewReader(oneEvent())).want(t, 403, "forbidden")
-			for _, target := range []string{"/v1/results", "/v1/results/" + id, "/v1/status", "/healthz", "/readyz", "/metrics", "/unknown"} {
+			for _, target := range []string{"/v1/results", "/v1/results/" + id, "/v1/status", "/v1/history", "/healthz", "/readyz", "/metrics", "/unknown"} {
 				h.get(target).want(t, 403, "forbidden")
 			}
 			if h.lastSeq() != 0 {

@@ -339,7 +339,7 @@ func (s *Server) payloadWanted(q url.Values) (bool, error) {
 
 type listing struct {
 	Results   []View `json:"results"`
-	NextAfter *int64 `json:"next_after"` // null: these were the last
+	NextAfter *int64 `json:"next_after"` // null: these were the last, or the newest
 }
 
 // listResults lists results in seq order, a page at a time.
@@ -358,7 +358,7 @@ func (s *Server) listResults(w http.ResponseWriter, r *http.Request) {
 	for _, e := range entries {
 		page.Results = append(page.Results, viewOf(e))
 	}
-	if n := len(entries); n == f.Limit {
+	if n := len(entries); n == f.Limit && !f.Newest {
 		page.NextAfter = &entries[n-1].Seq
 	}
 	writeJSON(w, http.StatusOK, page)
@@ -398,8 +398,13 @@ func setFilter(f *outbox.Filter, name, value string) error {
 			return badQuery("limit must be 1 to %d", outbox.MaxListLimit)
 		}
 		f.Limit = n
+	case "newest":
+		if value != "true" && value != "false" {
+			return badQuery("newest must be true or false")
+		}
+		f.Newest = value == "true"
 	default:
-		return badQuery("correlation_id, state, after and limit are known here; got %q", name)
+		return badQuery("correlation_id, state, after, limit and newest are known here; got %q", name)
 	}
 	return nil
 }

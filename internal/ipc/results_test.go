@@ -200,6 +200,9 @@ func TestListPages(t *testing.T) {
 		"?state=pending":                      "7 null",
 		"?correlation_id=" + correlation:      "1 2 3 4 5 6 7 null",
 		"?correlation_id=" + uuid.NewString(): "null",
+		"?newest=true&limit=3":                "7 6 5 null",
+		"?newest=true&state=published":        "5 4 3 2 1 null",
+		"?newest=false&limit=1":               "1 1",
 	} {
 		a := h.get("/v1/results" + query)
 		a.want(t, 200, "")
@@ -207,7 +210,7 @@ func TestListPages(t *testing.T) {
 			t.Errorf("%q: %s, want %s", query, got, want)
 		}
 	}
-	for _, query := range []string{"?limit=0", "?limit=1001", "?limit=x", "?after=-1", "?state=gone", "?correlation_id=x", "?correlation_id=%zz", "?limit=1&limit=2", "?who=me"} {
+	for _, query := range []string{"?limit=0", "?limit=1001", "?limit=x", "?after=-1", "?state=gone", "?correlation_id=x", "?correlation_id=%zz", "?limit=1&limit=2", "?newest=yes", "?who=me"} {
 		h.get("/v1/results"+query).want(t, 400, "bad-query")
 	}
 }
@@ -300,7 +303,7 @@ func TestTraceContextIsKept(t *testing.T) {
 
 func TestProbesAndMetrics(t *testing.T) {
 	h := start(t)
-	for _, target := range []string{"/healthz", "/readyz", "/v1/status", "/metrics"} {
+	for _, target := range []string{"/healthz", "/readyz", "/v1/status", "/v1/history", "/metrics"} {
 		h.get(target).want(t, 200, "")
 	}
 	sick := start(t, func(s *settings) { s.alive, s.broken = errors.New("a loop hangs"), true })

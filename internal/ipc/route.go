@@ -29,7 +29,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.dispatch(w, r, methods{http.MethodPost: s.postResult, http.MethodGet: s.listResults})
 	case path == batchPath:
 		s.dispatch(w, r, methods{http.MethodPost: s.postBatch})
-	case path == "/v1/status", path == "/healthz", path == "/readyz", path == "/metrics":
+	case path == "/v1/status", path == "/v1/history", path == "/healthz", path == "/readyz", path == "/metrics":
 		s.dispatch(w, r, methods{http.MethodGet: s.opts.Observe.ServeHTTP})
 	case strings.HasPrefix(path, resultsPath+"/"):
 		s.routeResult(w, r, path[len(resultsPath)+1:])

@@ -55,7 +55,7 @@ type Options struct {
 	IdleTimeout      time.Duration // between two requests of a connection
 
 	ShowPayload bool
-	Observe     http.Handler // GET /v1/status, /healthz, /readyz, /metrics
+	Observe     http.Handler // GET /v1/status, /v1/history, /healthz, /readyz, /metrics
 	Store       Store
 	Now         func() time.Time
 	Log         *slog.Logger

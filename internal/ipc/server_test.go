@@ -137,7 +137,7 @@ func start(t testing.TB, change ...func(*settings)) *harness {
 	s.Store = h.faults
 	s.Observe = admin.Observe(admin.Sources{
 		Alive: func() error { return s.alive }, Ready: store.Ready, Broker: func() string { return "connecting" },
-		Status: h.status, Metrics: registry,
+		Status: h.status, History: noHistory, Metrics: registry,
 	})
 	srv, err := Listen(s.Options)
 	if err != nil {
@@ -169,7 +169,8 @@ func (h *harness) status(ctx context.Context) any {
 		h.t.Error(err)
 	}
 	return map[string]any{
-		"version": "test", "started_at": time.Now().UTC(), "socket": h.path, "data_dir": "d", "brokers": []string{}, "ending": false,
+		"now": time.Now().UTC(), "version": "test", "started_at": time.Now().UTC(), "socket": h.path, "data_dir": "d", "brokers": []string{}, "ending": false,
+		"verdict": map[string]any{"word": "WELL", "sentence": "", "level": "well"}, "topic": "t", "shows": map[string]any{"results": false, "payloads": false},
 		"publisher": map[string]any{"state": "connecting", "delivery": "exactly-once", "topics": []any{}},
 		"outbox": map[string]any{
 			"id": st.ID, "pending": st.PendingRows, "pending_bytes": st.PendingBytes, "oldest_pending_seconds": 0, "full": false, "parked": st.ParkedRows,
@@ -177,6 +178,12 @@ func (h *harness) status(ctx context.Context) any {
 			"last_seq": st.LastSeq, "published_seq": st.PublishedSeq, "file_bytes": st.FileBytes, "wal_bytes": st.WALBytes,
 		},
 	}
+}
+
+// noHistory is what cmd/sidecar tells that remembers nothing yet.
+func noHistory() any {
+	return map[string]any{"step_seconds": 2, "points": 300, "newest_at": time.Time{},
+		"accepted_per_second": []float64{}, "published_per_second": []float64{}, "oldest_pending_seconds": []float64{}, "pending": []int64{}}
 }
 
 // checked holds every exchange against the document.

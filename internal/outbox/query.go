@@ -125,7 +125,7 @@ func (o *Outbox) Payload(ctx context.Context, id uuid.UUID) ([]byte, error) {
 	return payload, err
 }
 
-// List returns entries in seq order.
+// List returns entries in seq order, or from the end where the newest are asked for.
 func (o *Outbox) List(ctx context.Context, f Filter) ([]Entry, error) {
 	proven := o.Proven()
 	query, args := o.listQuery(f, proven)
@@ -174,7 +174,11 @@ func (o *Outbox) listQuery(f Filter, proven int64) (string, []any) {
 	if limit <= 0 || limit > MaxListLimit {
 		limit = MaxListLimit
 	}
-	return entryColumns + from + where + ` ORDER BY r.seq LIMIT ?`, append(args, limit)
+	order := ` ORDER BY r.seq LIMIT ?`
+	if f.Newest {
+		order = ` ORDER BY r.seq DESC LIMIT ?`
+	}
+	return entryColumns + from + where + order, append(args, limit)
 }
 
 // Next returns pending results with a seq greater than after, in seq order: at

@@ -58,6 +58,7 @@ type Filter struct {
 	State         State // empty: any
 	After         int64 // only entries with a greater Seq
 	Limit         int   // 1 to MaxListLimit; 0 is MaxListLimit
+	Newest        bool  // from the end, the newest first
 }
 
 // MaxListLimit bounds one List.

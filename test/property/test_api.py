@@ -255,6 +255,7 @@ def test_that_the_requests_went_deep() -> None:
         "DELETE /v1/results/{event_id}": {404, 409},
         "POST /v1/results/{event_id}:retry": {404, 409},
         "GET /v1/status": {200, 405},
+        "GET /v1/history": {200, 405},
     }
     missing = [(name, status) for name, statuses in wanted.items() for status in statuses if not seen[name, status]]
     assert not missing
