@@ -399,19 +399,20 @@ func kafkaLibs() (string, error) {
 	return dir, nil
 }
 
-// moduleRoot is the directory of go.mod; go test runs in the package's.
+// moduleRoot is the directory of the product's go.mod; go test runs in the
+// package's, which may be of a module of its own.
 func moduleRoot() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return "", fmt.Errorf("find the module: %w", err)
 	}
 	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+		if text, err := os.ReadFile(filepath.Join(dir, "go.mod")); err == nil && strings.HasPrefix(string(text), "module workflow-results-sidecar\n") {
 			return dir, nil
 		}
 		parent := filepath.Dir(dir)
 		if parent == dir {
-			return "", errors.New("find the module: no go.mod in this directory or above")
+			return "", errors.New("find the module: no go.mod of workflow-results-sidecar in this directory or above")
 		}
 		dir = parent
 	}

@@ -252,16 +252,15 @@ function bar(part, whole) {
 
 function showOutbox(s) {
   const o = s.outbox;
-  say($("outbox-lead"), o.pending === 0 ? "nothing pending" : `${count(o.pending)} pending`);
+  say($("outbox-lead"), o.pending === 0 ? "nothing pending" : `${count(o.pending)} pending, the oldest for ${duration(o.oldest_pending_seconds)}`);
   const limit = (part, whole, text) => ({ key: [part, whole], build: () => [text, bar(part, whole)] });
   fill($("outbox"), [
-    ["oldest pending", o.pending ? duration(o.oldest_pending_seconds) : "none"],
     ["pending", o.pending ? `${count(o.pending)}, ${bytes(o.pending_bytes)}` : "0"],
     ["parked", o.parked ? `${count(o.parked)}, ${bytes(o.parked_bytes)}` : "0", o.parked ? "differs" : undefined],
     ["published", `${count(Math.max(0, o.held - o.pending - o.parked))} still held`],
     ["rows", limit(o.held, o.max_rows, `${count(o.held)} of ${count(o.max_rows)}, ${share(o.held, o.max_rows)}`)],
     ["bytes", limit(o.held_bytes, o.max_bytes, `${bytes(o.held_bytes)} of ${bytes(o.max_bytes)}, ${share(o.held_bytes, o.max_bytes)}`)],
-    ["on disk", `${bytes(o.file_bytes)}, and ${bytes(o.wal_bytes)} of write-ahead log`],
+    ["on disk", `${bytes(o.file_bytes)}, log ${bytes(o.wal_bytes)}`],
   ]);
 }
 
@@ -694,7 +693,7 @@ async function look() {
     showLists(...lists);
   }
   if (first) await followHash(true);
-  else if (sought?.results?.some((r) => r.state === "pending")) await seek();
+  else if (sought?.results?.some((r) => r.state !== "published")) await seek();
 }
 
 let paused = false;
