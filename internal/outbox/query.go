@@ -154,7 +154,7 @@ func (o *Outbox) List(ctx context.Context, f Filter) ([]Entry, error) {
 }
 
 func (o *Outbox) listQuery(f Filter, proven int64) (string, []any) {
-	from, where := ` FROM results r LEFT JOIN parked p ON p.seq = r.seq`, ` WHERE r.seq > ?`
+	from, where, seq := ` FROM results r LEFT JOIN parked p ON p.seq = r.seq`, ` WHERE r.seq > ?`, `r.seq`
 	args := []any{f.After}
 	switch f.State {
 	case Pending:
@@ -165,6 +165,9 @@ func (o *Outbox) listQuery(f Filter, proven int64) (string, []any) {
 		args = append(args, proven)
 	case Parked:
 		from = ` FROM parked p JOIN results r ON r.seq = p.seq`
+		if f.CorrelationID == nil { // parked first, which SQLite would not choose: it would look at every result
+			from, where, seq = ` FROM parked p CROSS JOIN results r ON r.seq = p.seq`, ` WHERE p.seq > ?`, `p.seq`
+		}
 	}
 	if f.CorrelationID != nil {
 		where += ` AND r.seq IN (SELECT seq FROM correlation_ids WHERE correlation_id = ? UNION ALL SELECT value FROM json_each(?)) AND r.correlation_id = ?`
@@ -174,11 +177,10 @@ func (o *Outbox) listQuery(f Filter, proven int64) (string, []any) {
 	if limit <= 0 || limit > MaxListLimit {
 		limit = MaxListLimit
 	}
-	order := ` ORDER BY r.seq LIMIT ?`
 	if f.Newest {
-		order = ` ORDER BY r.seq DESC LIMIT ?`
+		seq += ` DESC`
 	}
-	return entryColumns + from + where + order, append(args, limit)
+	return entryColumns + from + where + ` ORDER BY ` + seq + ` LIMIT ?`, append(args, limit)
 }
 
 // Next returns pending results with a seq greater than after, in seq order: at

@@ -21,7 +21,7 @@ import (
 )
 
 // patience bounds every wait for the page; nothing is measured by it.
-const patience = time.Minute
+const patience = 20 * time.Second
 
 // startBrowser starts a headless Chromium with a profile of its own that ends with the test.
 func startBrowser(t *testing.T) context.Context {

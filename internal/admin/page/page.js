@@ -435,11 +435,11 @@ function showFigures() {
   const body = [];
   for (let i = h.pending.length - 1; i >= 0; i -= step) {
     const ms = Date.parse(h.newest_at) - (h.pending.length - 1 - i) * h.step_seconds * 1000;
-    body.push([clock(ms), `${rate(mean(h.accepted_per_second, i))}/s`, `${rate(mean(h.published_per_second, i))}/s`, h.pending[i] ? duration(h.oldest_pending_seconds[i]) : "–", count(h.pending[i])]);
+    body.push([clock(ms).slice(0, 8), `${rate(mean(h.accepted_per_second, i))}/s`, `${rate(mean(h.published_per_second, i))}/s`, h.pending[i] ? duration(h.oldest_pending_seconds[i]) : "–", count(h.pending[i])]);
   }
   memo($("figures-table"), body, () => body.length === 0 ? "Nothing yet." : el("table", {},
     el("caption", { class: "unseen" }, "Rates, oldest pending result and number of pending results by the half minute"),
-    el("thead", {}, el("tr", {}, ...["until", "accepted", "published", "oldest pending", "pending"].map((t) => el("th", { scope: "col" }, t)))),
+    el("thead", {}, el("tr", {}, ...["until, UTC", "accepted", "published", "oldest pending", "pending"].map((t) => el("th", { scope: "col" }, t)))),
     el("tbody", {}, ...body.map((cells) => el("tr", {}, ...cells.map((c, n) => el(n ? "td" : "th", n ? {} : { scope: "row" }, c)))))));
 }
 
