@@ -65,7 +65,7 @@ demo-airflow: need-test build kafka $(VENV)/dev.stamp ## Show the whole loop on 
 
 .PHONY: test
 test: need-test ## Run all tests, real Kafka included
-	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-airflow test-wheel test-curl test-image test-k8s test-property lint; echo "all tests passed in $$((SECONDS - start)) s"
+	@start=$$SECONDS; $(MAKE) --no-print-directory test-unit test-kafka test-python test-airflow test-wheel test-curl test-image test-k8s test-property test-page lint; echo "all tests passed in $$((SECONDS - start)) s"
 
 .PHONY: test-unit
 test-unit: need-go ## Unit tests and fault injection with -race
@@ -88,10 +88,11 @@ test-airflow: build kafka $(VENV)/dev.stamp ## A whole Airflow: scheduler, trigg
 	$(call stage,whole Airflow,cd examples/python && SIDECAR_BIN="$(CURDIR)/$(BIN)" ../../$(VENV)/bin/python -m pytest -q -m standalone tests/test_airflow_standalone.py)
 
 .PHONY: test-long
-test-long: ## What does not fit into make test: a second Airflow
+test-long: ## What does not fit into make test: a second Airflow, a million rows
 	@echo "make test-long: what make test leaves out"
+	@echo "  test-page with ROWS=1000000: it takes a minute to fill"
 	@echo "  test-airflow-2: the Airflow tests on Airflow 2.11; a second whole Airflow costs minutes of set-up in each CI run"
-	@start=$$SECONDS; $(MAKE) --no-print-directory test-airflow-2; echo "all long tests passed in $$((SECONDS - start)) s"
+	@start=$$SECONDS; $(MAKE) --no-print-directory test-airflow-2 && $(MAKE) --no-print-directory test-page ROWS=1000000; echo "all long tests passed in $$((SECONDS - start)) s"
 
 .PHONY: test-airflow-2
 test-airflow-2: build kafka $(VENV_AIRFLOW_2)/dev.stamp ## The Airflow side on Airflow 2.11, in an environment of its own
@@ -116,6 +117,23 @@ test-k8s: need-go ## The manifests: built, judged by the API server's code, and 
 .PHONY: test-property
 test-property: build $(VENV)/dev.stamp ## Requests made from api/openapi.yaml: no 5xx, as documented, no stored lie
 	$(call stage,properties of the API,$(PROPERTY) test/property && $(VENV)/bin/ruff check --config examples/python/pyproject.toml test/property)
+
+# axe-core comes out of a wheel that carries it: pip is here already, npm is not.
+AXE := .cache/axe/axe.min.js
+AXE_WHEEL := axe-playwright-python==0.1.8 --hash=sha256:fdd263c998388f1a8e67cad02677e612d946248bd44d163be5e8650ea31f95f8
+$(AXE): $(VENV)/dev.stamp
+	@mkdir -p $(@D) && echo '$(AXE_WHEEL)' >$(@D)/requirements.txt
+	$(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -d $(@D) -r $(@D)/requirements.txt
+	$(VENV)/bin/python -m zipfile -e $(@D)/axe_playwright_python-*.whl $(@D)/wheel && mv $(@D)/wheel/axe_playwright_python/axe.min.js $@
+
+.PHONY: test-page
+test-page: need-go need-page $(AXE) ## The admin address's page in a real browser (ROWS=100000 results in the largest outbox)
+	$(call stage,page,cd test/page && go vet ./... && AXE="$(CURDIR)/$(AXE)" go test -timeout 15m -count=1 . -rows $(ROWS))
+ROWS ?= 100000
+
+.PHONY: screenshots
+screenshots: need-go need-page ## Take the pictures in docs/page of a sidecar at work (ten minutes: the plots show a past)
+	cd test/page && go test -timeout 30m -count=1 -run '^TestScreenshots$$' -v . -screenshots "$(CURDIR)/docs/page" -looks 300
 
 .PHONY: property
 property: build $(VENV)/dev.stamp ## The same, long: EXAMPLES requests for each operation (20000; some hours)
@@ -155,7 +173,8 @@ plots: .cache/venv-plot/stamp ## Draw the pictures in docs/ from their CSV files
 
 .PHONY: lint
 lint: .cache/golangci-$(GOLANGCI_VERSION)/golangci-lint ## golangci-lint with the list in .golangci.yml
-	$(call stage,lint,.cache/golangci-$(GOLANGCI_VERSION)/golangci-lint run --build-tags kafka ./... && cd test/k8s && $(CURDIR)/.cache/golangci-$(GOLANGCI_VERSION)/golangci-lint run --config $(CURDIR)/.golangci.yml ./...)
+	$(call stage,lint,$(LINT) --build-tags kafka ./... && for module in test/k8s test/page; do (cd $$module && $(LINT) --config $(CURDIR)/.golangci.yml ./...); done)
+LINT = $(CURDIR)/.cache/golangci-$(GOLANGCI_VERSION)/golangci-lint run
 .cache/golangci-$(GOLANGCI_VERSION)/golangci-lint: | need-go
 	@echo "building golangci-lint $(GOLANGCI_VERSION) (once, some minutes)"
 	GOBIN=$(CURDIR)/$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
@@ -198,7 +217,7 @@ $(VENV_AIRFLOW_2)/dev.stamp: examples/python/requirements-airflow-2.txt examples
 
 # What we cannot install ourselves is named at once, with the command.
 need = @command -v $(1) >/dev/null || { echo "missing: $(1). Install it (Debian, Ubuntu): $(2)" >&2; exit 1; }
-.PHONY: need-go need-python need-buildah need-test
+.PHONY: need-go need-python need-buildah need-page need-test
 need-go:
 	$(call need,go,see https://go.dev/doc/install (1.26 or later))
 	$(call need,gcc,apt-get install gcc)
@@ -206,7 +225,9 @@ need-python:
 	$(call need,$(PYTHON),apt-get install python3 python3-venv (3.11 or later; or make PYTHON=python3))
 need-buildah:
 	$(call need,buildah,apt-get install buildah)
-need-test: need-go need-python need-buildah
+need-page:
+	$(call need,chromium,apt-get install chromium)
+need-test: need-go need-python need-buildah need-page
 	$(call need,curl,apt-get install curl)
 	$(call need,java,apt-get install openjdk-17-jre-headless)
 	$(call need,mvn,apt-get install maven)

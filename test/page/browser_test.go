@@ -1,10 +1,17 @@
 package page
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"image"
+	"image/color"
+	"image/png"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,10 +28,13 @@ import (
 )
 
 // patience bounds every wait for the page; nothing is measured by it.
-const patience = 20 * time.Second
+const patience = time.Minute
+
+// chromium is a browser that runs.
+type chromium struct{ context.Context }
 
 // startBrowser starts a headless Chromium with a profile of its own that ends with the test.
-func startBrowser(t *testing.T) context.Context {
+func startBrowser(t *testing.T) chromium {
 	t.Helper()
 	path, err := exec.LookPath("chromium")
 	if err != nil {
@@ -49,7 +59,7 @@ func startBrowser(t *testing.T) context.Context {
 	if _, err := chromedp.Targets(browser); err != nil {
 		t.Fatalf("start Chromium: %v", err)
 	}
-	return browser
+	return chromium{browser}
 }
 
 // tab is one open page, whose console and policy are watched.
@@ -67,9 +77,9 @@ const watchPolicy = `addEventListener("securitypolicyviolation", (e) => console.
 
 // open opens url in a tab of its own and waits until the page has looked once. At
 // the end of the test the console must have had no error.
-func open(t *testing.T, browser context.Context, url string) *tab {
+func open(t *testing.T, browser chromium, url string) *tab {
 	t.Helper()
-	ctx, cancel := chromedp.NewContext(browser)
+	ctx, cancel := chromedp.NewContext(browser.Context)
 	tb := &tab{t: t, ctx: ctx}
 	t.Cleanup(func() {
 		cancel()
@@ -288,11 +298,39 @@ func (tb *tab) axe(when string) {
 	}
 }
 
-// shoot takes a picture of the page.
+// shoot takes a picture of the page. A page has few colours: the most frequent
+// ones do, and make the file a third as large.
 func (tb *tab) shoot(file string) {
 	tb.t.Helper()
-	png := call(tb, cdppage.CaptureScreenshot, cdppage.CaptureScreenshotParams{}).Data
-	if err := os.WriteFile(file, png, 0o600); err != nil {
+	shot := call(tb, cdppage.CaptureScreenshot, cdppage.CaptureScreenshotParams{}).Data
+	full, err := png.Decode(bytes.NewReader(shot))
+	if err != nil {
+		tb.t.Fatal(err)
+	}
+	seen := map[color.Color]int{}
+	box := full.Bounds()
+	for y := box.Min.Y; y < box.Max.Y; y++ {
+		for x := box.Min.X; x < box.Max.X; x++ {
+			seen[full.At(x, y)]++
+		}
+	}
+	all := slices.SortedFunc(maps.Keys(seen), func(a, b color.Color) int { return seen[b] - seen[a] })
+	few := image.NewPaletted(box, color.Palette(all[:min(len(all), 128)]))
+	nearest := map[color.Color]uint8{}
+	for y := box.Min.Y; y < box.Max.Y; y++ {
+		for x := box.Min.X; x < box.Max.X; x++ {
+			c := full.At(x, y)
+			if _, known := nearest[c]; !known {
+				nearest[c] = uint8(few.Palette.Index(c))
+			}
+			few.SetColorIndex(x, y, nearest[c])
+		}
+	}
+	out, err := os.Create(file)
+	if err != nil {
+		tb.t.Fatal(err)
+	}
+	if err := errors.Join((&png.Encoder{CompressionLevel: png.BestCompression}).Encode(out, few), out.Close()); err != nil {
 		tb.t.Fatal(err)
 	}
 }

@@ -21,7 +21,7 @@ func TestStates(t *testing.T) {
 	browser := startBrowser(t)
 	for _, state := range []struct {
 		name string
-		test func(*testing.T, context.Context)
+		test func(*testing.T, chromium)
 	}{
 		{"fresh", fresh}, {"under load", underLoad}, {"broker away", brokerAway}, {"parked", parkedResults}, {"full", full},
 		{"ending", ending}, {"damaged", damaged}, {"results off", resultsOff}, {"gone and back", goneAndBack}, {"hostile", hostile},
@@ -30,7 +30,7 @@ func TestStates(t *testing.T) {
 	}
 }
 
-func fresh(t *testing.T, browser context.Context) {
+func fresh(t *testing.T, browser chromium) {
 	w := newWorld(t, "", "--admin-results")
 	w.start()
 	tb := open(t, browser, w.url())
@@ -46,7 +46,7 @@ func fresh(t *testing.T, browser context.Context) {
 	tb.examine()
 }
 
-func underLoad(t *testing.T, browser context.Context) {
+func underLoad(t *testing.T, browser chromium) {
 	w := newWorld(t, "", "--admin-results")
 	w.start()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -89,7 +89,7 @@ func underLoad(t *testing.T, browser context.Context) {
 	tb.verdict("WELL", "well")
 }
 
-func brokerAway(t *testing.T, browser context.Context) {
+func brokerAway(t *testing.T, browser chromium) {
 	w := newWorld(t, free(t), "--admin-results")
 	w.start()
 	e := newEvent(`{}`)
@@ -121,7 +121,7 @@ func (w *world) runs(tb *tab, selector, text string) {
 	}
 }
 
-func parkedResults(t *testing.T, browser context.Context) {
+func parkedResults(t *testing.T, browser chromium) {
 	fake := testkit.StartFake(t)
 	fake.CreateTopic(t, "workflow-results", 6, "max.message.bytes", "2000")
 	w := newWorld(t, fake.Addr(), "--admin-results")
@@ -155,7 +155,7 @@ func incompressible(n int) string {
 	return b.String()[:n]
 }
 
-func full(t *testing.T, browser context.Context) {
+func full(t *testing.T, browser chromium) {
 	w := newWorld(t, free(t), "--admin-results", "--max-rows", "3", "--dedup-rows", "3")
 	w.start()
 	w.post("", someEvents(3)...)
@@ -168,7 +168,7 @@ func full(t *testing.T, browser context.Context) {
 	tb.examine()
 }
 
-func ending(t *testing.T, browser context.Context) {
+func ending(t *testing.T, browser chromium) {
 	w := newWorld(t, free(t), "--admin-results")
 	p := w.start("--shutdown-timeout", "10m")
 	w.post("", someEvents(2)...)
@@ -187,7 +187,7 @@ func ending(t *testing.T, browser context.Context) {
 }
 
 // damaged: bits have turned over in a payload, which shows when it is to be published.
-func damaged(t *testing.T, browser context.Context) {
+func damaged(t *testing.T, browser chromium) {
 	w := newWorld(t, free(t), "--admin-results")
 	p := w.start("--shutdown-timeout", "100ms")
 	w.post("", newEvent(`{"n":"as it was sent"}`))
@@ -208,7 +208,7 @@ func damaged(t *testing.T, browser context.Context) {
 	tb.examine()
 }
 
-func resultsOff(t *testing.T, browser context.Context) {
+func resultsOff(t *testing.T, browser chromium) {
 	w := newWorld(t, "", "--show-payload")
 	w.start()
 	e := newEvent(`{"secret":"p4yl04d"}`)
@@ -231,7 +231,7 @@ func resultsOff(t *testing.T, browser context.Context) {
 	tb.examine()
 }
 
-func goneAndBack(t *testing.T, browser context.Context) {
+func goneAndBack(t *testing.T, browser chromium) {
 	w := newWorld(t, "", "--admin-results")
 	p := w.start()
 	e := newEvent(`{}`)
@@ -257,7 +257,7 @@ func goneAndBack(t *testing.T, browser context.Context) {
 }
 
 // hostile: names that come from workflows are text, whatever they hold.
-func hostile(t *testing.T, browser context.Context) {
+func hostile(t *testing.T, browser chromium) {
 	w := newWorld(t, "", "--admin-results", "--show-payload")
 	w.start()
 	names := []string{

@@ -1,35 +1,34 @@
 package page
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"testing"
 
-	"github.com/chromedp/cdproto/browser"
+	cdpbrowser "github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/chromedp/kb"
 )
 
 // TestUse: what a person does with the page.
 func TestUse(t *testing.T) {
-	chromium := startBrowser(t)
+	browser := startBrowser(t)
 	for _, use := range []struct {
 		name string
-		test func(*testing.T, context.Context)
+		test func(*testing.T, chromium)
 	}{
 		{"search", search}, {"payloads", payloads}, {"keyboard alone", keyboardAlone}, {"copying", copying}, {"pause", pause}, {"plots", readPlots},
 	} {
-		t.Run(use.name, func(t *testing.T) { use.test(t, chromium) })
+		t.Run(use.name, func(t *testing.T) { use.test(t, browser) })
 	}
 }
 
-func search(t *testing.T, chromium context.Context) {
+func search(t *testing.T, browser chromium) {
 	w := newWorld(t, "", "--admin-results")
 	w.start()
 	twin, other := newEvent(`{}`), newEvent(`{}`)
 	other.CorrelationID = twin.CorrelationID
 	w.post("?wait=published", twin, other)
-	tb := open(t, chromium, w.url())
+	tb := open(t, browser, w.url())
 	for _, id := range []string{twin.EventID, " " + strings.ToUpper(twin.EventID) + " "} {
 		tb.search(id)
 		tb.wait(`document.querySelectorAll("#found article").length === 1`)
@@ -52,17 +51,17 @@ func search(t *testing.T, chromium context.Context) {
 	tb.wait(`document.getElementById("found").textContent.includes("Type or paste")`)
 
 	// An address that somebody was sent shows the result at once.
-	sent := open(t, chromium, w.url()+"#id="+other.EventID)
+	sent := open(t, browser, w.url()+"#id="+other.EventID)
 	sent.wait(`document.querySelectorAll("#found article").length === 1`)
 	sent.says("#found", other.EventID)
 }
 
-func payloads(t *testing.T, chromium context.Context) {
+func payloads(t *testing.T, browser chromium) {
 	w := newWorld(t, "", "--admin-results")
 	p := w.start()
 	e := newEvent(`{"secret":"p4yl04d"}`)
 	w.post("?wait=published", e)
-	tb := open(t, chromium, w.url()+"#id="+e.EventID)
+	tb := open(t, browser, w.url()+"#id="+e.EventID)
 	tb.wait(`document.querySelector("#found article")`)
 	tb.says("#found", "that needs --show-payload")
 	p.Term(t)
@@ -84,12 +83,12 @@ const focused = `(() => { const e = document.activeElement; const o = getCompute
 
 // keyboardAlone walks the page by Tab from its beginning to its end and out of it,
 // and uses what it meets.
-func keyboardAlone(t *testing.T, chromium context.Context) {
+func keyboardAlone(t *testing.T, browser chromium) {
 	w := newWorld(t, "", "--admin-results")
 	w.start()
 	events := someEvents(3)
 	w.post("?wait=published", events...)
-	tb := open(t, chromium, w.url())
+	tb := open(t, browser, w.url())
 	tb.wait(`document.querySelectorAll("#newest-table tbody tr").length === 3`)
 	var walk []string
 	for range 80 {
@@ -132,14 +131,14 @@ func keyboardAlone(t *testing.T, chromium context.Context) {
 	tb.wait(fmt.Sprintf(`document.activeElement.id === "found" && document.getElementById("found").textContent.includes(%q)`, events[2].EventID))
 }
 
-func copying(t *testing.T, chromium context.Context) {
+func copying(t *testing.T, browser chromium) {
 	w := newWorld(t, "", "--admin-results")
 	w.start()
 	e := newEvent(`{}`)
 	w.post("?wait=published", e)
-	tb := open(t, chromium, w.url())
+	tb := open(t, browser, w.url())
 	for _, permission := range []string{"clipboard-read", "clipboard-write"} {
-		call(tb, browser.SetPermission, browser.SetPermissionParams{Permission: &browser.PermissionDescriptor{Name: permission}, Setting: browser.PermissionSettingGranted})
+		call(tb, cdpbrowser.SetPermission, cdpbrowser.SetPermissionParams{Permission: &cdpbrowser.PermissionDescriptor{Name: permission}, Setting: cdpbrowser.PermissionSettingGranted})
 	}
 	tb.wait(`document.querySelector("#newest-table .copy")`)
 	eval[any](tb, `(() => { document.querySelector("#newest-table .copy").focus(); return null })()`)
@@ -159,10 +158,10 @@ func copying(t *testing.T, chromium context.Context) {
 }
 
 // pause: nothing is asked while somebody wants it still, or cannot see it.
-func pause(t *testing.T, chromium context.Context) {
+func pause(t *testing.T, browser chromium) {
 	w := newWorld(t, "", "--admin-results")
 	w.start()
-	tb := open(t, chromium, w.url())
+	tb := open(t, browser, w.url())
 	still := func(begin, end string) {
 		t.Helper()
 		tb.looked()
@@ -183,10 +182,10 @@ func pause(t *testing.T, chromium context.Context) {
 }
 
 // readPlots by the arrow keys, as a screen reader's user would.
-func readPlots(t *testing.T, chromium context.Context) {
+func readPlots(t *testing.T, browser chromium) {
 	w := newWorld(t, "")
 	w.start()
-	tb := open(t, chromium, w.url())
+	tb := open(t, browser, w.url())
 	tb.wait(`document.querySelector("#rates .plot .edge")?.getAttribute("d").split("L").length > 3`)
 	eval[any](tb, `(() => { document.querySelector("#rates .plot").focus(); return null })()`)
 	if text := eval[string](tb, `document.querySelector("#rates .plot").getAttribute("aria-valuetext")`); !strings.HasPrefix(text, "now: accepted") {

@@ -87,7 +87,7 @@ const clock = (ms) => `${new Date(ms).toISOString().slice(11, 19)} UTC`;
 
 function ago(ms) {
   const seconds = (now() - ms) / 1000;
-  return seconds < 1 ? "just now" : `${duration(Math.floor(seconds))} ago`;
+  return seconds < 1 ? "just now" : seconds < 10 ? `${Math.floor(seconds)} s ago` : `${duration(seconds)} ago`;
 }
 
 // age is how long ago something was, which counts on; its time shows on hover, and
@@ -180,7 +180,7 @@ let lostWhy = "";
 function tellLost() {
   const seconds = (now() - lostSince) / 1000;
   showVerdict({
-    level: "lost", word: "NO ANSWER", sentence: `the sidecar has not answered for ${duration(Math.floor(seconds))}`,
+    level: "lost", word: "NO ANSWER", sentence: `the sidecar has not answered for ${seconds < 10 ? `${Math.max(0, Math.floor(seconds))} s` : duration(seconds)}`,
     since: new Date(lostSince).toISOString(),
     why: `${lostWhy} It has ended, it is being restarted, or the way to it (such as kubectl port-forward) is cut.${status ? " What stands below is of then." : ""}`,
     do: [
@@ -452,7 +452,7 @@ function chip(state) {
   return el("span", { class: `chip ${state}` }, svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: CHIPS[state] ?? "" })), state);
 }
 
-const place = (r) => (r.topic === null ? "" : `partition ${r.partition}, offset ${count(r.offset)}`);
+const place = (r) => (r.topic === null ? "" : `partition ${r.partition}, offset ${r.offset}`);
 const took = (r) => `${duration(Math.max(0, (Date.parse(r.published_at) - Date.parse(r.accepted_at)) / 1000))} later`;
 
 // link leads to the way of one result.
@@ -580,7 +580,7 @@ const moment = (at) => [el("span", { class: "soft" }, `${utc(Date.parse(at), 23)
 function way(r) {
   const steps = [
     step("", el("b", {}, "Accepted"), " and synced to disk", el("br"), ...moment(r.accepted_at)),
-    step("", el("b", {}, "Committed"), ` as seq ${count(r.seq)}`, el("br"), el("span", { class: "soft" }, `${bytes(r.bytes)} in the outbox`)),
+    step("", el("b", {}, "Committed"), ` as seq ${r.seq}`, el("br"), el("span", { class: "soft" }, `${bytes(r.bytes)} in the outbox`)),
   ];
   if (r.state === "published" && r.topic !== null) {
     steps.push(step("", el("b", {}, "Published"), " to ", foreign(r.topic), `, ${place(r)}`, el("br"), ...moment(r.published_at), el("span", { class: "soft" }, ` (${took(r)})`)));
