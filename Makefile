@@ -173,7 +173,7 @@ plots: .cache/venv-plot/stamp ## Draw the pictures in docs/ from their CSV files
 
 .PHONY: lint
 lint: .cache/golangci-$(GOLANGCI_VERSION)/golangci-lint ## golangci-lint with the list in .golangci.yml
-	$(call stage,lint,$(LINT) --build-tags kafka ./... && for module in test/k8s test/page; do (cd $$module && $(LINT) --config $(CURDIR)/.golangci.yml ./...); done)
+	$(call stage,lint,$(LINT) --build-tags kafka ./... && for module in test/k8s test/page; do (cd $$module && $(LINT) --config $(CURDIR)/.golangci.yml ./...) || exit 1; done)
 LINT = $(CURDIR)/.cache/golangci-$(GOLANGCI_VERSION)/golangci-lint run
 .cache/golangci-$(GOLANGCI_VERSION)/golangci-lint: | need-go
 	@echo "building golangci-lint $(GOLANGCI_VERSION) (once, some minutes)"

@@ -164,12 +164,40 @@ func TestStatusWithoutABroker(t *testing.T) {
 	r.post(`{}`, "success")
 	r.log.await(t, "level=WARN")
 	out := succeed(t, "status", "--socket", p.socket())
-	for _, text := range []string{"WAITING FOR KAFKA", "pending     1", "last error", "connection refused", p.broker} {
+	for _, text := range []string{"WAITING FOR KAFKA", "pending    1", "why ", "connection refused", p.broker} {
 		if !strings.Contains(out, text) {
 			t.Errorf("%q is missing in\n%s", text, out)
 		}
 	}
 	succeed(t, "healthcheck", "--ready", "--socket", p.socket()) // the broker does not decide
+}
+
+// TestStatusWatch sees a sidecar come, work and go, and ends well when interrupted.
+func TestStatusWatch(t *testing.T) {
+	p := newPlace(t, testkit.StartFake(t).Addr())
+	signals, out, done := make(chan os.Signal), newLog(), make(chan int, 1)
+	go func() {
+		done <- execute([]string{"status", "--watch", "--every", "100ms", "--socket", p.socket()}, signals, out, newLog())
+	}()
+	out.await(t, "NO ANSWER: no sidecar answers")
+	r := p.run()
+	r.settle(r.post(`{}`, "success"))
+	out.await(t, "WELL: everything is published")
+	out.await(t, "/s accepted, ")
+	r.end()
+	seen := len(out.String())
+	for !strings.Contains(out.String()[seen:], "NO ANSWER") {
+		time.Sleep(10 * time.Millisecond) // the buffer waits for a text anywhere, not behind a place
+	}
+	signals <- os.Interrupt
+	if code := <-done; code != 0 {
+		t.Errorf("status %d", code)
+	}
+	close(signals)
+	if strings.Contains(out.String(), "\x1b") {
+		t.Error("control characters, and nothing is a terminal")
+	}
+	fail(t, exitUsage, []string{"exclude each other"}, "status", "--watch", "--json")
 }
 
 // TestDrain publishes an orphaned volume.

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -33,18 +35,31 @@ func (c *healthcheckCmd) Run(e *env) error {
 
 type statusCmd struct {
 	socketFlag
-	JSON bool `help:"Print JSON." name:"json"`
+	JSON  bool          `help:"Print JSON." name:"json"`
+	Watch bool          `help:"Show it again and again, with rates, until interrupted; a sidecar that is gone is waited for."`
+	Every time.Duration `help:"With --watch: how often." default:"2s"`
 }
 
 // Help is shown by --help.
 func (statusCmd) Help() string {
-	return "Example:\n  sidecar status --socket /run/workflow-results/sidecar.sock\n\nWithout a running sidecar: sidecar outbox list --data-dir DIR"
+	return "Example:\n  sidecar status --watch --socket /run/workflow-results/sidecar.sock\n\nWithout a running sidecar: sidecar outbox list --data-dir DIR"
+}
+
+// Validate is called by kong after parsing.
+func (c *statusCmd) Validate() error {
+	if c.Watch && c.JSON {
+		return errors.New("--watch and --json exclude each other")
+	}
+	return atLeast("--every", c.Every, 100*time.Millisecond)
 }
 
 // Run asks a running sidecar.
 func (c *statusCmd) Run(e *env) error {
 	cl := ipc.NewClient(c.Socket)
 	defer cl.Close()
+	if c.Watch {
+		return c.watch(e, cl)
+	}
 	raw, err := cl.Status(e.ctx)
 	if err != nil {
 		return err
@@ -53,20 +68,86 @@ func (c *statusCmd) Run(e *env) error {
 		_, err = fmt.Fprintf(e.stdout, "%s\n", raw)
 		return err
 	}
-	var r statusReport
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return fmt.Errorf("decode the status: %w", err)
+	r, err := decodeStatus(raw)
+	if err != nil {
+		return err
 	}
-	return r.print(e.stdout)
+	return r.print(e.stdout, nil)
 }
 
-// print says the most important first, in words.
-func (r statusReport) print(w io.Writer) error {
+func decodeStatus(raw []byte) (r statusReport, err error) {
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return r, fmt.Errorf("decode the status: %w", err)
+	}
+	return r, nil
+}
+
+// watch shows the status until e.ctx ends, on a terminal always in the same place.
+func (c *statusCmd) watch(e *env, cl *ipc.Client) error {
+	const clearScreen = "\x1b[H\x1b[2J"
+	before := "" // what separates two reports
+	if isTerminal(e.stdout) {
+		before = clearScreen
+	}
+	tick := time.NewTicker(c.Every)
+	defer tick.Stop()
+	var last *statusReport
+	for {
+		raw, err := cl.Status(e.ctx)
+		if e.ctx.Err() != nil {
+			return nil // interrupted: that is how it ends
+		}
+		// One write for each report, so that a terminal does not flicker.
+		text := bytes.NewBufferString(before)
+		if err != nil {
+			fmt.Fprintln(text, "NO ANSWER:", err)
+			last = nil
+		} else {
+			r, err := decodeStatus(raw)
+			if err != nil {
+				return err
+			}
+			if err := r.print(text, last); err != nil {
+				return err
+			}
+			last = &r
+		}
+		if before == "" {
+			before = "\n"
+		}
+		if _, err := e.stdout.Write(text.Bytes()); err != nil {
+			return fmt.Errorf("print: %w", err)
+		}
+		select {
+		case <-e.ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// print says the most important first, in words: the verdict, why, and what to type.
+// With an earlier report it tells the rates between the two.
+func (r statusReport) print(w io.Writer, earlier *statusReport) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
-	fmt.Fprintln(t, r.verdict()) // ours, not the answer's: it may come from an older sidecar
+	v := r.verdict() // ours, not the answer's: it may come from an older sidecar
+	fmt.Fprintln(t, v)
+	if v.Why != "" && v.Why != v.Sentence {
+		line("why", "%s", v.Why)
+	}
+	for _, s := range v.Do {
+		line("do", "%s", s.Text)
+		if s.Command != "" {
+			line("", "  %s", s.Command)
+		}
+	}
+	if seconds := r.since(earlier).Seconds(); seconds > 0 {
+		line("rate", "%.0f/s accepted, %.0f/s published", float64(r.Outbox.LastSeq-earlier.Outbox.LastSeq)/seconds,
+			float64(r.Outbox.PublishedSeq-earlier.Outbox.PublishedSeq)/seconds)
+	}
 	line("publisher", "%s, %s%s", r.Publisher.State, r.Publisher.Delivery, ago(r.Publisher.LastPublishedAt, ", last result "))
-	if r.Publisher.State != "publishing" && r.Publisher.LastError != "" {
+	if r.Publisher.State != "publishing" && r.Publisher.LastError != "" && r.Publisher.LastError != v.Why {
 		line("last error", "%s%s", r.Publisher.LastError, ago(r.Publisher.LastErrorAt, " — "))
 	}
 	o := r.Outbox
@@ -85,6 +166,15 @@ func (r statusReport) print(w io.Writer) error {
 		return fmt.Errorf("print: %w", err)
 	}
 	return nil
+}
+
+// since is the time between an earlier report of the same process and this one; 0
+// where there is none.
+func (r statusReport) since(earlier *statusReport) time.Duration {
+	if earlier == nil || !earlier.StartedAt.Equal(r.StartedAt) {
+		return 0
+	}
+	return r.Now.Sub(earlier.Now)
 }
 
 func ago(t *time.Time, before string) string {
