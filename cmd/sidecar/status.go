@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -138,7 +139,7 @@ func (r statusReport) print(w io.Writer, earlier *statusReport) error {
 	}
 	for _, s := range v.Do {
 		line("do", "%s", s.Text)
-		if s.Command != "" {
+		if s.Command != "" && !strings.HasPrefix(s.Command, "sidecar status ") { // who reads this has typed it
 			line("", "  %s", s.Command)
 		}
 	}
