@@ -2,13 +2,19 @@ package k8s
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	sigsyaml "sigs.k8s.io/yaml"
 )
 
 const (
@@ -88,22 +94,19 @@ func hasSidecar(p pod, native bool) error {
 			}
 		}
 	}
-	if slices.Contains(p.claims, data) {
-		return nil
-	}
+	size, isClaim := p.claims[data]
 	for _, v := range p.spec.Volumes {
-		if v.Name != data {
-			continue
+		if v.Name == data && !isClaim {
+			size = v.EmptyDir.SizeLimit.Value()
 		}
-		// The file takes up to a quarter more than --max-bytes, its log 64 MiB, and
-		// as much again and 32 MiB are kept free: docs/OPERATIONS.md, "Disk".
-		limit, held := v.EmptyDir.SizeLimit.Value(), int64(1<<30)
-		if env(p, "SIDECAR_MAX_BYTES") != fmt.Sprint(held) || limit < held+held/4+(64+64+32)<<20 {
-			return fmt.Errorf("the volume is limited to %d bytes, for results of %s", limit, env(p, "SIDECAR_MAX_BYTES"))
-		}
-		return nil
 	}
-	return fmt.Errorf("no volume %q", data)
+	// The file takes up to a quarter more than --max-bytes, its log 64 MiB, and as much
+	// again and 32 MiB are kept free: docs/OPERATIONS.md, "Disk".
+	held, err := strconv.ParseInt(env(p, "SIDECAR_MAX_BYTES"), 10, 64)
+	if err != nil || size < held+held/4+(64+64+32)<<20 {
+		return fmt.Errorf("the outbox's volume %q has %d bytes, for results of %d (%v)", data, size, held, err)
+	}
+	return nil
 }
 
 func mounts(c *corev1.Container) map[string]string {
@@ -144,9 +147,10 @@ func TestMemory(t *testing.T) {
 }
 
 // TestGrace: within the pod's grace period the app has ten seconds of its own
-// before the sidecar's --shutdown-timeout, and the job's sidecar all but that.
+// before the sidecar's --shutdown-timeout, and the job's sidecar all but that. So has
+// the plain container, which is asked to end together with the app.
 func TestGrace(t *testing.T) {
-	for overlay, want := range map[string]struct{ grace, own int64 }{"statefulset": {60, 25}, "deployment": {60, 25}, "job": {300, 280}} {
+	for overlay, want := range map[string]struct{ grace, own int64 }{"statefulset": {60, 25}, "deployment": {60, 25}, "pre-1.29": {60, 55}, "job": {300, 280}} {
 		p := podOf(t, overlay)
 		shutdown := env(p, "SIDECAR_SHUTDOWN_TIMEOUT")
 		if shutdown == "" {
@@ -170,6 +174,7 @@ func TestFaultsAreSeen(t *testing.T) {
 		"volume without a mount":  {"mountPath: /var/lib/workflow-results", "mountPath: /run/workflow-results", "must be unique"},
 		"probe of no port":        {"port: results-admin\n          periodSeconds: 10", "port: results\n          periodSeconds: 10", "liveness probe asks at the port results"},
 		"bad port name":           {"name: results-admin\n", "name: the-port-of-results\n", "must be no more than 15 characters"},
+		"port of another":         {"containerPort: 9464", "containerPort: 9465", "is 9465, and it listens at"},
 		"restart policy":          {"restartPolicy: Always", "restartPolicy: Sometimes", "Unsupported value"},
 		"selector of another":     {"matchLabels:\n      app: langgraph", "matchLabels:\n      app: other", "selector"},
 		"limit below the request": {"memory: 160Mi", "memory: 16Mi", "must be less than or equal to memory limit"},
@@ -211,5 +216,75 @@ func TestMonitoring(t *testing.T) {
 	}
 	if p.meta.Labels[sidecar] != "true" || !strings.Contains(text, sidecar+`: "true"`) {
 		t.Error("the PodMonitor does not select by the pod's label")
+	}
+	gate := readFile(t, manifests, "base", "networkpolicy.yaml")
+	if !strings.Contains(gate, fmt.Sprintf("- port: %d\n", p.container(sidecar).Ports[0].ContainerPort)) || !strings.Contains(gate, sidecar+`: "true"`) {
+		t.Error("the NetworkPolicy does not let the monitoring in to that port of such a pod")
+	}
+}
+
+// kafkaUser is Strimzi's resource, as far as it is used here.
+type kafkaUser struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+	Spec              struct {
+		Authentication struct {
+			Type string `json:"type"`
+		} `json:"authentication"`
+		Authorization struct {
+			Type string `json:"type"`
+			ACLs []struct {
+				Resource   struct{ Type, Name, PatternType string } `json:"resource"`
+				Operations []string                                 `json:"operations"`
+			} `json:"acls"`
+		} `json:"authorization"`
+	} `json:"spec"`
+}
+
+// TestKafkaUser: its rights are those of the table in docs/OPERATIONS.md, which
+// test/security_test.go tries on a broker, and it is the user who logs in.
+func TestKafkaUser(t *testing.T) {
+	var user kafkaUser
+	if err := sigsyaml.UnmarshalStrict([]byte(readFile(t, manifests, "kafka", "kafkauser.yaml")), &user); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string][]string{}
+	for _, a := range user.Spec.Authorization.ACLs {
+		got[strings.Join([]string{a.Resource.Type, a.Resource.Name, a.Resource.PatternType}, " ")] = slices.Sorted(slices.Values(a.Operations))
+	}
+	const results, watermarks = "topic workflow-results literal", "topic workflow-results-watermarks literal"
+	resources := map[string][]string{
+		"topic `T`":                       {results},
+		"topic `T-watermarks`":            {watermarks},
+		"transactional ID, prefixed `T-`": {"transactionalId workflow-results- prefix"},
+		"both topics, or the cluster":     {results, watermarks},
+		"both topics":                     {results, watermarks},
+	}
+	_, section, _ := strings.Cut(readFile(t, "../../docs/OPERATIONS.md"), "## Rights in Kafka\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	want := map[string][]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| (.+?) \\| ([A-Z]\\w+(?:, [A-Z]\\w+)*)(?: \\(.*?\\))? \\|").FindAllStringSubmatch(section, -1) {
+		if resources[row[1]] == nil {
+			t.Errorf("docs/OPERATIONS.md: %q is unknown here", row[1])
+		}
+		for _, r := range resources[row[1]] {
+			want[r] = slices.Sorted(slices.Values(append(want[r], strings.Split(row[2], ", ")...)))
+		}
+	}
+	if len(want) != 3 || !reflect.DeepEqual(got, want) {
+		t.Errorf("rights\n%v\nwant, as docs/OPERATIONS.md has it,\n%v", got, want)
+	}
+	p := podOf(t, "sasl-tls")
+	if name := env(p, "SIDECAR_KAFKA_USERNAME"); name != user.Name || env(p, "SIDECAR_KAFKA_SASL") != user.Spec.Authentication.Type {
+		t.Errorf("the sidecar logs in as %s by %s", name, env(p, "SIDECAR_KAFKA_SASL"))
+	}
+	i := slices.IndexFunc(p.spec.Volumes, func(v corev1.Volume) bool { return v.Projected != nil })
+	secrets := map[string]string{} // by the path of a file
+	for _, s := range p.spec.Volumes[i].Projected.Sources {
+		secrets[s.Secret.Items[0].Path] = s.Secret.Name
+	}
+	cluster := user.Labels["strimzi.io/cluster"]
+	if want := map[string]string{"ca.crt": cluster + "-cluster-ca-cert", "password": user.Name}; !maps.Equal(secrets, want) {
+		t.Errorf("files from the Secrets %v, want %v", secrets, want)
 	}
 }

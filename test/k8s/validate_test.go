@@ -76,7 +76,7 @@ type pod struct {
 	kind, workload string
 	meta           metav1.ObjectMeta
 	spec           corev1.PodSpec
-	claims         []string // names of a StatefulSet's claims
+	claims         map[string]int64 // bytes of a StatefulSet's claims
 	config         map[string]map[string]string
 }
 
@@ -117,9 +117,9 @@ func examine(text string) (pods []pod, err error) {
 		case *batchv1.Job:
 			pods = append(pods, pod{kind: o.Kind, workload: o.Name, meta: o.Spec.Template.ObjectMeta, spec: o.Spec.Template.Spec})
 		case *appsv1.StatefulSet:
-			p := pod{kind: o.Kind, workload: o.Name, meta: o.Spec.Template.ObjectMeta, spec: o.Spec.Template.Spec}
+			p := pod{kind: o.Kind, workload: o.Name, meta: o.Spec.Template.ObjectMeta, spec: o.Spec.Template.Spec, claims: map[string]int64{}}
 			for _, c := range o.Spec.VolumeClaimTemplates {
-				p.claims = append(p.claims, c.Name)
+				p.claims[c.Name] = c.Spec.Resources.Requests.Storage().Value()
 			}
 			pods = append(pods, p)
 		}
@@ -187,6 +187,13 @@ func sound(p *pod) error {
 		ports := map[string]bool{}
 		for _, port := range c.Ports {
 			ports[port.Name] = true
+		}
+		if c.Name == sidecar && len(c.Ports) > 0 {
+			// Without a host it listens on IPv4 and IPv6, whichever the cluster has.
+			port, addr := c.Ports[0], env(*p, "SIDECAR_ADMIN_ADDR")
+			if addr != fmt.Sprintf(":%d", port.ContainerPort) {
+				errs = append(errs, fmt.Errorf("container %s: its port %s is %d, and it listens at %q", c.Name, port.Name, port.ContainerPort, addr))
+			}
 		}
 		for what, probe := range map[string]*corev1.Probe{"startup": c.StartupProbe, "readiness": c.ReadinessProbe, "liveness": c.LivenessProbe} {
 			if probe != nil && probe.HTTPGet != nil && !ports[probe.HTTPGet.Port.String()] {
