@@ -34,6 +34,12 @@ func workload(kind, rest string) string {
 // with builds a workload of somebody's own with components, as the README says.
 func with(t *testing.T, workload, more string, components ...string) string {
 	t.Helper()
+	return build(t, kustomization(t, workload, more, components...))
+}
+
+// kustomization makes the directory that with builds; more is the end of its file.
+func kustomization(t *testing.T, workload, more string, components ...string) string {
+	t.Helper()
 	dir := t.TempDir()
 	if err := os.CopyFS(filepath.Join(dir, "k8s"), os.DirFS(manifests)); err != nil {
 		t.Fatal(err)
@@ -42,16 +48,16 @@ func with(t *testing.T, workload, more string, components ...string) string {
 	if err := os.Mkdir(own, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	kustomization := "resources: [workload.yaml]\nconfigMapGenerator:\n  - name: workflow-results-sidecar\n    literals: [\"SIDECAR_BROKERS=127.0.0.1:9092\"]\ncomponents:\n"
+	text := "resources: [workload.yaml]\nconfigMapGenerator:\n  - name: workflow-results-sidecar\n    literals: [\"SIDECAR_BROKERS=127.0.0.1:9092\"]\ncomponents:\n"
 	for _, c := range components {
-		kustomization += "  - ../k8s/components/" + c + "\n"
+		text += "  - ../k8s/components/" + c + "\n"
 	}
-	for name, text := range map[string]string{"workload.yaml": workload, "kustomization.yaml": kustomization + more} {
-		if err := os.WriteFile(filepath.Join(own, name), []byte(text), 0o600); err != nil {
+	for name, content := range map[string]string{"workload.yaml": workload, "kustomization.yaml": text + more} {
+		if err := os.WriteFile(filepath.Join(own, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return build(t, own)
+	return own
 }
 
 const bare = "      containers:\n        - name: app\n          image: mine" + restricted
@@ -146,6 +152,17 @@ func TestComponents(t *testing.T) {
 	})
 }
 
+// advice is the lines of a kustomization that the README has after a phrase.
+func advice(t *testing.T, phrase string) string {
+	t.Helper()
+	_, text, found := strings.Cut(readFile(t, manifests, "README.md"), phrase)
+	lines := regexp.MustCompile(`(?s)\n\n    (.*?)\n\n[^ ]`).FindStringSubmatch(text)
+	if !found || lines == nil {
+		t.Fatalf("the README has no lines after %q", phrase)
+	}
+	return strings.ReplaceAll(lines[1], "\n    ", "\n") + "\n"
+}
+
 // TestOtherContainerName does what the README says for a container that is not
 // called "app"; without it, the API server refuses a container without an image.
 func TestOtherContainerName(t *testing.T) {
@@ -153,13 +170,70 @@ func TestOtherContainerName(t *testing.T) {
 	if _, err := examine(with(t, worker, "", "sidecar")); err == nil || !strings.Contains(err.Error(), "image: Required value") {
 		t.Errorf("%v, want that an image is required", err)
 	}
-	lines := regexp.MustCompile(`(?s)A container of another name.*?\n\n(.*?)\n\n`).FindStringSubmatch(readFile(t, manifests, "README.md"))
-	if lines == nil {
-		t.Fatal("the README does not tell of other names")
-	}
-	more := strings.ReplaceAll("\n"+lines[1], "\n    ", "\n") + "\n"
-	p := thePod(t, with(t, worker, more, "sidecar"))
+	p := thePod(t, with(t, worker, advice(t, "A container of another name"), "sidecar"))
 	if p.container("app") != nil || mounts(p.container("worker"))["/run/workflow-results"] == "" {
 		t.Errorf("%+v", p.spec.Containers)
+	}
+}
+
+// TestImageOfOwn names another registry and version, as the README says.
+func TestImageOfOwn(t *testing.T) {
+	p := thePod(t, with(t, workload("Job", bare), advice(t, "The image from a registry of yours"), "sidecar"))
+	if image := p.container(sidecar).Image; image != "registry.example.com/workflow-results-sidecar:0.1.0" {
+		t.Errorf("the image is %s", image)
+	}
+	if p.container("app").Image != "mine" {
+		t.Errorf("the app's image is %s", p.container("app").Image)
+	}
+}
+
+// own is a Deployment with a grace period and a group of its own, kept by the
+// README's lines.
+func own(t *testing.T) pod {
+	t.Helper()
+	before := "      terminationGracePeriodSeconds: 300\n      securityContext: {fsGroup: 2000, supplementalGroups: [7]}\n"
+	user := strings.Replace(bare, "runAsNonRoot", "runAsUser: 10001\n            runAsNonRoot", 1)
+	return thePod(t, with(t, workload("Deployment", before+user), advice(t, "gets them back so"), "sidecar"))
+}
+
+// TestWhatThePodHasOfItsOwn is kept, by the README's lines where it must be.
+func TestWhatThePodHasOfItsOwn(t *testing.T) {
+	p := own(t)
+	s := p.spec.SecurityContext
+	if *p.spec.TerminationGracePeriodSeconds != 300 || *s.FSGroup != 2000 || !slices.Equal(s.SupplementalGroups, []int64{7}) {
+		t.Errorf("grace %d, %+v", *p.spec.TerminationGracePeriodSeconds, s)
+	}
+}
+
+// TestClaimsOfItsOwn are never replaced: the component refuses, and the README's
+// lines add to them.
+func TestClaimsOfItsOwn(t *testing.T) {
+	claims := strings.Replace(workload("StatefulSet", bare), "  template:\n", `  volumeClaimTemplates:
+    - metadata: {name: own}
+      spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+  template:
+`, 1)
+	if _, err := kustomize(kustomization(t, claims, "", "sidecar", "outbox-pvc")); err == nil || !strings.Contains(err.Error(), "testing value /spec/volumeClaimTemplates failed") {
+		t.Errorf("%v, want a refusal", err)
+	}
+	p := thePod(t, with(t, claims, advice(t, "where there are some, in its place"), "sidecar"))
+	if err := hasSidecar(p, true); err != nil {
+		t.Error(err)
+	}
+	if len(p.claims) != 2 || p.claims["own"] != 1<<30 {
+		t.Errorf("claims %v", p.claims)
+	}
+	if slices.ContainsFunc(p.spec.Volumes, func(v corev1.Volume) bool { return v.Name == "workflow-results-outbox" }) {
+		t.Error("the emptyDir is still there")
+	}
+}
+
+// TestAdvice: the README's first lines are what the other tests build on.
+func TestAdvice(t *testing.T) {
+	lines := advice(t, "They write these lines")
+	for _, want := range []string{"components:\n  - workflow-results/components/sidecar\n", "configMapGenerator:\n  - name: " + sidecar + "\n    literals:\n      - SIDECAR_BROKERS="} {
+		if !strings.Contains(lines, want) {
+			t.Errorf("%q is not in\n%s", want, lines)
+		}
 	}
 }

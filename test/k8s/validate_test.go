@@ -57,18 +57,24 @@ var strategies = map[string]rest.RESTCreateStrategy{
 	"StatefulSet":    statefulset.Strategy,
 }
 
-// build runs kustomize on a directory.
-func build(t *testing.T, dir string) string {
-	t.Helper()
+// kustomize runs it on a directory.
+func kustomize(dir string) (string, error) {
 	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	text, err := built.AsYaml()
+	return string(text), err
+}
+
+// build runs kustomize on a directory that is sound.
+func build(t *testing.T, dir string) string {
+	t.Helper()
+	text, err := kustomize(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(text)
+	return text
 }
 
 // pod is the pod of a workload, as the kubelet would see it.
