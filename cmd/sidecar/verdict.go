@@ -79,11 +79,11 @@ func (r statusReport) verdict() verdict {
 		}
 		return verdict{Word: "WAITING FOR KAFKA", Sentence: "results are accepted and kept", Level: levelAttention, Why: why,
 			Do: []step{
-				{"Repair the broker, or grant the right that is missing. It tries again by itself, every 10 s at least.", "sidecar status" + socket},
+				{"Repair the broker, or grant the right that is missing. It tries again by itself, at least every 10 s.", "sidecar status" + socket},
 			}}
 	case r.Outbox.ParkedRows > 0:
-		return verdict{Word: "PUBLISHING, with parked results", Sentence: "sidecar outbox list --state parked", Level: levelAttention,
-			Why: fmt.Sprintf("Kafka refuses %d for good. They wait for a person; all others go on.", r.Outbox.ParkedRows),
+		return verdict{Word: "PUBLISHING, with parked results", Sentence: fmt.Sprintf("Kafka refuses %d for good: sidecar outbox list --state parked", r.Outbox.ParkedRows), Level: levelAttention,
+			Why: "They wait for a person; all others go on.",
 			Do:  []step{parked}}
 	case r.Outbox.PendingRows > 0:
 		return verdict{Word: "PUBLISHING", Level: levelBusy,

@@ -28,7 +28,7 @@ func TestVerdicts(t *testing.T) {
 	}{
 		{"WELL: everything is published", levelWell, func(*statusReport) {}},
 		{"PUBLISHING", levelBusy, func(r *statusReport) { r.Outbox.PendingRows = 3 }},
-		{"PUBLISHING, with parked results: sidecar outbox list --state parked", levelAttention, func(r *statusReport) { r.Outbox.ParkedRows = 1 }},
+		{"PUBLISHING, with parked results: Kafka refuses 1 for good: sidecar outbox list --state parked", levelAttention, func(r *statusReport) { r.Outbox.ParkedRows = 1 }},
 		{"WAITING FOR KAFKA: results are accepted and kept", levelAttention, func(r *statusReport) { r.Publisher.State = "retrying" }},
 		{"WAITING FOR KAFKA: results are accepted and kept", levelAttention, func(r *statusReport) { r.Publisher.State, r.Outbox.ParkedRows = "connecting", 1 }},
 		{"NOT PUBLISHING: another copy", levelTrouble, func(r *statusReport) { r.Publisher.State, r.Publisher.LastError = "stopped", "another copy" }},

@@ -1,8 +1,10 @@
 package page
 
 import (
+	"errors"
 	"flag"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -24,6 +26,12 @@ func TestScreenshots(t *testing.T) {
 	fake := testkit.StartFake(t)
 	fake.CreateTopic(t, "workflow-results", 6, "max.message.bytes", "20000")
 	w := newWorld(t, fake.Addr(), "--admin-results", "--topic-max-message-bytes", "20000")
+	w.socket, w.data = "/tmp/results.sock", "/tmp/results-data" // as in README.md
+	t.Cleanup(func() {
+		if err := errors.Join(os.RemoveAll(w.data), os.Remove(w.socket+".lock")); err != nil {
+			t.Error(err)
+		}
+	})
 	w.start()
 	browser := startBrowser(t)
 	tb := open(t, browser, w.url())
@@ -74,13 +82,13 @@ func TestScreenshots(t *testing.T) {
 		w.post("", e)
 	}
 	tb.verdict("PUBLISHING, with parked results", "attention")
+	tb = open(t, browser, w.url())
 	shots("parked", 1280, 1400, "light")
 	fake.Close()
 	work(*looks/4, wave)
 	tb.verdict("WAITING FOR KAFKA", "attention")
 	shots("trouble", 1280, 1000, "light")
-	shots("trouble-dark", 1280, 1000, "dark")
-	shots("trouble-narrow", 400, 1100, "dark")
+	shots("trouble-narrow", 400, 1500, "dark")
 }
 
 var looks = flag.Int("looks", 140, "how many looks the past of the pictures is long")

@@ -131,7 +131,7 @@ func parkedResults(t *testing.T, browser chromium) {
 	w.post("", someEvents(3)...)
 	tb := open(t, browser, w.url())
 	tb.verdict("PUBLISHING, with parked results", "attention")
-	tb.says("#why", "Kafka refuses 1 for good")
+	tb.says("#sentence", "Kafka refuses 1 for good")
 	w.runs(tb, "#do code", e.EventID)
 	tb.says("#topic", "differ", "max.message.bytes is 2000")
 	tb.says("#parked-table", e.EventID, e.CorrelationID, "Kafka refuses the record")
