@@ -8,12 +8,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kfake"
 	corev1 "k8s.io/api/core/v1"
 
 	"workflow-results-sidecar/internal/testkit"
@@ -110,7 +112,7 @@ func schedule(t *testing.T, p pod, brokers string) *node {
 		if err := os.Chown(at, 0, int(*p.spec.SecurityContext.FSGroup)); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Chmod(at, 0o775|os.ModeSetgid); err != nil {
+		if err := os.Chmod(at, 0o777|os.ModeSetgid); err != nil { // of an emptyDir; a claim's is 0775
 			t.Fatal(err)
 		}
 	}
@@ -206,14 +208,79 @@ func (n *node) await(p *corev1.Probe) {
 // app hands over a result, as the app's user, and returns its event ID.
 func (n *node) app() string {
 	n.t.Helper()
-	id := uuid.NewString()
-	body := fmt.Sprintf(`{"event_id":%q,"correlation_id":%q,"workflow_id":"w","workflow_run_id":"r","status":"success","result":{},"error":null}`, id, uuid.NewString())
-	line := append(n.as(n.pod.container("app")), "curl", "--silent", "--show-error", "--fail", "--max-time", "30", "--unix-socket", n.path("/run/workflow-results/sidecar.sock"),
-		"--header", "Content-Type: application/json", "--data", body, "http://sidecar/v1/results")
-	if out, err := exec.Command(line[0], line[1:]...).CombinedOutput(); err != nil {
+	id, body := result()
+	if out, err := n.handOver(n.as(n.pod.container("app")), body); err != nil {
 		n.t.Fatalf("the app could not hand over its result: %v\n%s", err, out)
 	}
 	return id
+}
+
+// result is one to hand over, and its event ID.
+func result() (id, body string) {
+	id = uuid.NewString()
+	return id, fmt.Sprintf(`{"event_id":%q,"correlation_id":%q,"workflow_id":"w","workflow_run_id":"r","status":"success","result":{},"error":null}`, id, uuid.NewString())
+}
+
+// handOver sends body as somebody, who is the beginning of a command line.
+func (n *node) handOver(somebody []string, body string) ([]byte, error) {
+	line := append(somebody, "curl", "--silent", "--show-error", "--fail", "--max-time", "30", "--unix-socket", n.path("/run/workflow-results/sidecar.sock"),
+		"--header", "Content-Type: application/json", "--data", body, "http://sidecar/v1/results")
+	return exec.Command(line[0], line[1:]...).CombinedOutput()
+}
+
+// startApp starts the app's container, when the startup probe lets it, and waits
+// for its first result. Asked to end, it works on for so many seconds and hands over
+// its second one.
+func (n *node) startApp(worksOn int) (app *testkit.Process, ids []string) {
+	n.t.Helper()
+	n.await(n.pod.container(sidecar).StartupProbe)
+	const script = `
+		hand() { curl --silent --show-error --fail --max-time 30 --unix-socket "$1" --header "Content-Type: application/json" --data "$2" http://sidecar/v1/results; }
+		trap 'kill $!; sleep "$4"; hand "$1" "$3"; exit $?' TERM
+		hand "$1" "$2"
+		sleep infinity & wait $!`
+	first, one := result()
+	second, two := result()
+	line := append(n.as(n.pod.container("app")), "sh", "-c", script, "app", n.path("/run/workflow-results/sidecar.sock"), one, two, fmt.Sprint(worksOn))
+	app = testkit.StartSidecar(n.t, line[0], line[1:]...)
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(app.Output(), first); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			n.t.Fatalf("the app handed nothing over: %s", app.Output())
+		}
+	}
+	return app, []string{first, second}
+}
+
+// terminate ends the pod as the kubelet does: SIGTERM to the app, and when that has
+// ended to a native sidecar, which has what is left of the grace period; to a plain
+// container at once. What runs at the end of the grace period gets SIGKILL.
+func (n *node) terminate(app *testkit.Process, grace time.Duration) (killed bool) {
+	n.t.Helper()
+	over := time.NewTimer(grace)
+	defer over.Stop()
+	app.Term(n.t)
+	order := []*testkit.Process{app, n.sidecar}
+	if n.pod.container(sidecar).RestartPolicy == nil {
+		n.sidecar.Term(n.t)
+	}
+	for _, p := range order {
+		if p == n.sidecar && n.pod.container(sidecar).RestartPolicy != nil {
+			p.Term(n.t)
+		}
+		select {
+		case <-p.Done():
+		case <-over.C:
+			app.Kill(n.t)
+			n.sidecar.Kill(n.t)
+			return true
+		}
+	}
+	return false
+}
+
+// grace is the pod's own grace period.
+func (n *node) grace() time.Duration {
+	return time.Duration(*n.pod.spec.TerminationGracePeriodSeconds) * time.Second
 }
 
 // expect reads the topic: each of ids is there, once, and nothing else.
@@ -244,30 +311,32 @@ func nowhere(t *testing.T) string {
 }
 
 // TestPodLives plays the life of each overlay's pod that needs no secrets: the
-// sidecar starts, the app when the startup probe lets it, it hands over results, it
-// ends, the sidecar publishes what is left and ends well within the grace period.
+// sidecar starts, the app when the startup probe lets it, it hands over results, the
+// pod is asked to end, the app hands over its last result, the sidecar publishes what
+// is left and ends within the grace period. The app of the plain container's pod works
+// on for longer than the sidecar would wait by default.
 func TestPodLives(t *testing.T) {
-	for _, overlay := range []string{"deployment", "job", "pre-1.29", "statefulset"} {
+	for overlay, worksOn := range map[string]int{"deployment": 0, "dev": 0, "pre-1.29": 2, "statefulset": 0} {
 		t.Run(overlay, func(t *testing.T) {
+			t.Parallel()
 			broker := testkit.StartFake(t).Addr()
 			n := schedule(t, podOf(t, overlay), broker)
 			n.start()
-			c := n.pod.container(sidecar)
-			n.await(c.StartupProbe)
-			var ids []string
+			app, ids := n.startApp(worksOn)
 			for range 5 {
 				ids = append(ids, n.app())
 			}
+			c := n.pod.container(sidecar)
 			for _, p := range []*corev1.Probe{c.ReadinessProbe, c.LivenessProbe} {
 				n.await(p)
 			}
-			n.sidecar.Term(t) // the app has ended, or the job is complete
-			if code := n.sidecar.Wait(t); code != 0 {
-				t.Errorf("exit status %d: the pod would have failed", code)
+			if n.terminate(app, n.grace()) {
+				t.Error("it was killed at the end of the grace period")
 			}
-			if !strings.Contains(n.sidecar.Output(), "everything is published") {
-				t.Error("it does not say that everything is published")
+			if code := app.Wait(t); code != 0 {
+				t.Errorf("the app's exit status is %d: it could not hand over its last result:\n%s", code, app.Output())
 			}
+			n.endedWell()
 			expect(t, broker, ids)
 			for _, path := range []string{"/var/lib/workflow-results/outbox", "/var/lib/workflow-results/outbox/outbox.db"} {
 				info, err := os.Stat(n.path(path))
@@ -282,6 +351,30 @@ func TestPodLives(t *testing.T) {
 	}
 }
 
+// endedWell checks that the sidecar has ended by itself, with nothing left.
+func (n *node) endedWell() {
+	n.t.Helper()
+	if code := n.sidecar.Wait(n.t); code != 0 {
+		n.t.Errorf("exit status %d: the pod would have failed", code)
+	}
+	if !strings.Contains(n.sidecar.Output(), "everything is published") {
+		n.t.Error("it does not say that everything is published")
+	}
+}
+
+// TestJobCompletes: the app ends by itself, the kubelet then ends the sidecar, which
+// publishes what Kafka, away until then, had not taken; nothing of the pod runs on.
+func TestJobCompletes(t *testing.T) {
+	n := schedule(t, podOf(t, "job"), nowhere(t))
+	n.start()
+	n.await(n.pod.container(sidecar).StartupProbe)
+	ids := []string{n.app(), n.app()} // each is a process that ends with status 0
+	n.sidecar.Term(t)
+	testkit.StartFake(t, kfake.Ports(port(t, n.brokers)))
+	n.endedWell()
+	expect(t, n.brokers, ids)
+}
+
 // TestPodWithoutKafka gets ready, and loses nothing when the kubelet kills the
 // container at the end of the grace period and starts it again on the same volume.
 func TestPodWithoutKafka(t *testing.T) {
@@ -291,10 +384,13 @@ func TestPodWithoutKafka(t *testing.T) {
 	for _, p := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
 		n.await(p)
 	}
-	ids := []string{n.app(), n.app()}
-	n.sidecar.Term(t)
-	ids = append(ids, n.app()) // it drains, and still takes what comes
-	n.sidecar.Kill(t)
+	app, ids := n.startApp(0)
+	if !n.terminate(app, 2*time.Second) { // less than --shutdown-timeout
+		t.Error("it ended by itself, without Kafka")
+	}
+	if code := app.Wait(t); code != 0 {
+		t.Errorf("the app's exit status is %d: it could not hand over its last result:\n%s", code, app.Output())
+	}
 
 	n.brokers = testkit.StartFake(t).Addr()
 	n.start()
@@ -354,4 +450,82 @@ func TestProbesFailWhenTheyShould(t *testing.T) {
 			t.Errorf("a full outbox is restarted: %v", err)
 		}
 	}
+	wrong := c.LivenessProbe.DeepCopy()
+	wrong.HTTPGet.Path = "/health"
+	if n.probe(wrong) == nil {
+		t.Error("a path passes that the sidecar does not have")
+	}
+}
+
+// TestUsersOfThePod: the app is another user, in the socket's group by the pod's
+// fsGroup alone. Nobody outside of it gets in, and --allow-gid takes it for what it is.
+func TestUsersOfThePod(t *testing.T) {
+	n := schedule(t, own(t), nowhere(t)) // its fsGroup is not the sidecar's own group
+	app, c := n.pod.container("app").SecurityContext, n.pod.container(sidecar)
+	group := *n.pod.spec.SecurityContext.FSGroup
+	if *app.RunAsUser == *c.SecurityContext.RunAsUser || group == *c.SecurityContext.RunAsGroup {
+		t.Fatal("they are the same user, or in the same group without the fsGroup")
+	}
+	outside := []string{"setpriv", "--reuid", fmt.Sprint(*app.RunAsUser), "--regid", fmt.Sprint(*app.RunAsUser), "--clear-groups", "--bounding-set", "-all", "--inh-caps", "-all"}
+
+	n.start("--allow-gid", fmt.Sprint(group))
+	n.await(c.StartupProbe)
+	n.app()
+	info, err := os.Stat(n.path("/run/workflow-results/sidecar.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if of := info.Sys().(*syscall.Stat_t).Gid; int64(of) != group || info.Mode().Perm() != 0o660 {
+		t.Errorf("the socket: group %d, mode %s", of, info.Mode())
+	}
+	_, body := result()
+	if out, err := n.handOver(outside, body); err == nil || !strings.Contains(string(out), "Could not connect") && !strings.Contains(string(out), "Couldn't connect") {
+		t.Errorf("somebody outside of the group: %v %s", err, out)
+	}
+	n.sidecar.Kill(t)
+
+	n.start("--allow-gid", fmt.Sprint(group+1))
+	n.await(c.StartupProbe)
+	if out, err := n.handOver(n.as(n.pod.container("app")), body); err == nil || !strings.Contains(string(out), "403") {
+		t.Errorf("a group that is not allowed: %v %s", err, out)
+	}
+}
+
+// TestPodWithSecrets logs in by SCRAM over TLS with the files of the overlay's two
+// Secrets, which the sidecar's user reads by the pod's group alone.
+func TestPodWithSecrets(t *testing.T) {
+	p := podOf(t, "sasl-tls")
+	authority := testkit.NewAuthority(t)
+	const password = "of-the-kafka-user"
+	broker := testkit.StartFake(t, kfake.TLS(authority.Server()), kfake.EnableSASL(), kfake.Superuser("SCRAM-SHA-512", env(p, "SIDECAR_KAFKA_USERNAME"), password)).Addr()
+	n := schedule(t, p, broker)
+	for file, content := range map[string]string{"SIDECAR_KAFKA_CA_FILE": string(authority.PEM()), "SIDECAR_KAFKA_PASSWORD_FILE": password} {
+		path := n.path(env(p, file))
+		if err := os.WriteFile(path, []byte(content), 0o440); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(path, 0, int(*p.spec.SecurityContext.FSGroup)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.start()
+	app, _ := n.startApp(0)
+	if n.terminate(app, n.grace()) {
+		t.Error("it was killed at the end of the grace period")
+	}
+	n.endedWell()
+}
+
+// port is the port of an address.
+func port(t *testing.T, addr string) int {
+	t.Helper()
+	_, text, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
