@@ -184,9 +184,35 @@ func TestFaultsAreSeen(t *testing.T) {
 		"seccomp":                 {"type: RuntimeDefault", "type: Unconfined", "seccompProfile"},
 		"no ConfigMap":            {"envFrom:\n        - configMapRef:\n            name: workflow-results-sidecar", "envFrom:\n        - configMapRef:\n            name: other", "there is no ConfigMap"},
 		"socket by subPath":       {"name: workflow-results-socket\n", "name: workflow-results-socket\n          subPath: a\n", "by subPath"},
-		"kind without a strategy": {"automountServiceAccountToken: false\nkind: ServiceAccount", "kind: Secret", "no strategy"},
+		"kind without a check  ":  {"automountServiceAccountToken: false\nkind: ServiceAccount", "kind: Secret", "no validator"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if !strings.Contains(text, c.old) {
+				t.Fatalf("%q is not in\n%s", c.old, text)
+			}
+			_, err := examine(strings.Replace(text, c.old, c.new, 1))
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%v, want an error that says %q", err, c.says)
+			}
+		})
+	}
+}
+
+// TestFaultsOfOtherKinds: each kind has its own validator.
+func TestFaultsOfOtherKinds(t *testing.T) {
+	for name, c := range map[string]struct{ overlay, old, new, says string }{
+		"access mode":         {"statefulset", "- ReadWriteOncePod", "- ReadWriteTwice", "Unsupported value"},
+		"claim without size":  {"statefulset", "storage: 2Gi", "storag: 2Gi", "Required value"},
+		"service's name":      {"statefulset", "serviceName: langgraph", "serviceName: Lang_graph", "spec.serviceName"},
+		"service's address":   {"statefulset", "clusterIP: None", "clusterIP: Nowhere", "spec.clusterIP"},
+		"NetworkPolicy's way": {"statefulset", "- Ingress", "- Regress", "Unsupported value"},
+		"ServiceAccount":      {"statefulset", "automountServiceAccountToken", "automountToken", "unknown field"},
+		"ConfigMap's key":     {"statefulset", "SIDECAR_BROKERS:", "'SIDECAR BROKERS':", "a valid config key"},
+		"job's restarts":      {"job", "restartPolicy: OnFailure", "restartPolicy: Always", "valid values"},
+		"job's limit":         {"job", "backoffLimit: 3", "backoffLimit: -3", "backoffLimit"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := build(t, filepath.Join(manifests, "overlays", c.overlay))
 			if !strings.Contains(text, c.old) {
 				t.Fatalf("%q is not in\n%s", c.old, text)
 			}

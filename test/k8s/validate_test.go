@@ -18,26 +18,27 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer/json"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apimachinery/pkg/util/yaml"
-	"k8s.io/apiserver/pkg/endpoints/request"
-	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	podapi "k8s.io/kubernetes/pkg/api/pod"
+	"k8s.io/kubernetes/pkg/apis/apps"
 	_ "k8s.io/kubernetes/pkg/apis/apps/install"
+	appsvalidation "k8s.io/kubernetes/pkg/apis/apps/validation"
+	"k8s.io/kubernetes/pkg/apis/batch"
 	_ "k8s.io/kubernetes/pkg/apis/batch/install"
+	batchvalidation "k8s.io/kubernetes/pkg/apis/batch/validation"
 	"k8s.io/kubernetes/pkg/apis/core"
 	_ "k8s.io/kubernetes/pkg/apis/core/install"
+	corevalidation "k8s.io/kubernetes/pkg/apis/core/validation"
+	"k8s.io/kubernetes/pkg/apis/networking"
 	_ "k8s.io/kubernetes/pkg/apis/networking/install"
-	"k8s.io/kubernetes/pkg/registry/apps/deployment"
-	"k8s.io/kubernetes/pkg/registry/apps/statefulset"
-	"k8s.io/kubernetes/pkg/registry/batch/job"
-	"k8s.io/kubernetes/pkg/registry/core/configmap"
-	"k8s.io/kubernetes/pkg/registry/core/service"
-	"k8s.io/kubernetes/pkg/registry/core/serviceaccount"
-	"k8s.io/kubernetes/pkg/registry/networking/networkpolicy"
+	networkingvalidation "k8s.io/kubernetes/pkg/apis/networking/validation"
 	"k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
 	"sigs.k8s.io/kustomize/api/krusty"
@@ -45,16 +46,55 @@ import (
 	sigsyaml "sigs.k8s.io/yaml"
 )
 
-// strategies are what the API server does when each of these is created: set
-// defaults, prepare, validate.
-var strategies = map[string]rest.RESTCreateStrategy{
-	"ConfigMap":      configmap.Strategy,
-	"Deployment":     deployment.Strategy,
-	"Job":            job.Strategy,
-	"NetworkPolicy":  networkpolicy.Strategy,
-	"Service":        service.Strategy,
-	"ServiceAccount": serviceaccount.Strategy,
-	"StatefulSet":    statefulset.Strategy,
+// validators are the API server's own for each kind, hand-written; the generated ones
+// belong to the scheme. They come with the kinds' packages alone: the server's whole
+// registry would double what is to be compiled.
+var validators = map[string]func(runtime.Object) field.ErrorList{
+	"ConfigMap": func(o runtime.Object) field.ErrorList {
+		return corevalidation.ValidateConfigMap(o.(*core.ConfigMap))
+	},
+	"Deployment": func(o runtime.Object) field.ErrorList {
+		d := o.(*apps.Deployment)
+		return appsvalidation.ValidateDeployment(d, podapi.GetValidationOptionsFromPodTemplate(&d.Spec.Template, nil))
+	},
+	"Job": func(o runtime.Object) field.ErrorList {
+		j := o.(*batch.Job) // its spec as a template's: the server makes the selector
+		return append(corevalidation.ValidateObjectMeta(&j.ObjectMeta, true, apivalidation.NameIsDNSSubdomain, field.NewPath("metadata")),
+			batchvalidation.ValidateJobTemplateSpec(&batch.JobTemplateSpec{Spec: j.Spec}, nil, nil, podapi.GetValidationOptionsFromPodTemplate(&j.Spec.Template, nil))...)
+	},
+	"NetworkPolicy": func(o runtime.Object) field.ErrorList {
+		return networkingvalidation.ValidateNetworkPolicy(o.(*networking.NetworkPolicy), networkingvalidation.NetworkPolicyValidationOptions{})
+	},
+	"Service": func(o runtime.Object) field.ErrorList {
+		s := o.(*core.Service)
+		if s.Spec.ClusterIP != "" {
+			s.Spec.ClusterIPs = []string{s.Spec.ClusterIP} // the server's storage does it
+		}
+		return corevalidation.ValidateServiceCreate(s)
+	},
+	"ServiceAccount": func(o runtime.Object) field.ErrorList {
+		return corevalidation.ValidateServiceAccount(o.(*core.ServiceAccount))
+	},
+	"StatefulSet": func(o runtime.Object) field.ErrorList {
+		s := o.(*apps.StatefulSet)
+		return appsvalidation.ValidateStatefulSet(s, appsvalidation.StatefulSetValidationOptions{}, podapi.GetValidationOptionsFromPodTemplate(&s.Spec.Template, nil))
+	},
+}
+
+// alpha is what the generated validators ask for: off, as in a cluster.
+var alpha = map[string]bool{"WorkloadWithJob": false}
+
+// template is a workload's pod template, or nil.
+func template(o runtime.Object) *core.PodTemplateSpec {
+	switch o := o.(type) {
+	case *apps.Deployment:
+		return &o.Spec.Template
+	case *apps.StatefulSet:
+		return &o.Spec.Template
+	case *batch.Job:
+		return &o.Spec.Template
+	}
+	return nil
 }
 
 // kustomize runs it on a directory.
@@ -139,8 +179,8 @@ func examine(text string) (pods []pod, err error) {
 	return pods, errors.Join(errs...)
 }
 
-// create decodes an object of Kubernetes, in its public version and with defaults,
-// and has the API server's strategy judge it.
+// create decodes an object of Kubernetes strictly, in its public version and with
+// defaults, and has the API server's code judge it; a warning is an error here.
 func create(doc []byte) (runtime.Object, error) {
 	scheme := legacyscheme.Scheme
 	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, json.SerializerOptions{Yaml: true, Strict: true})
@@ -148,31 +188,29 @@ func create(doc []byte) (runtime.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	strategy, known := strategies[gvk.Kind]
+	validate, known := validators[gvk.Kind]
 	if !known {
-		return nil, fmt.Errorf("%s: no strategy is listed for it", gvk)
+		return nil, fmt.Errorf("%s: no validator is listed for it", gvk)
 	}
+	about, err := meta.Accessor(object)
+	if err != nil {
+		return nil, err
+	}
+	about.SetNamespace("team")
 	scheme.Default(object)
 	object.GetObjectKind().SetGroupVersionKind(*gvk)
 	internal, err := scheme.ConvertToVersion(object, schema.GroupVersion{Group: gvk.Group, Version: runtime.APIVersionInternal})
 	if err != nil {
 		return nil, err
 	}
-	if s, ok := internal.(*core.Service); ok && s.Spec.ClusterIP != "" {
-		s.Spec.ClusterIPs = []string{s.Spec.ClusterIP} // the API server's storage does it before the strategy
+	faults := append(validate(internal), scheme.Validate(context.Background(), alpha, object)...)
+	if len(faults) > 0 {
+		return nil, fmt.Errorf("%s %s: %w", gvk.Kind, about.GetName(), faults.ToAggregate())
 	}
-	ctx := request.WithRequestInfo(request.WithNamespace(context.Background(), "team"), &request.RequestInfo{
-		IsResourceRequest: true, Verb: "create", APIGroup: gvk.Group, APIVersion: gvk.Version, Namespace: "team"})
-	about, err := meta.Accessor(internal)
-	if err != nil {
-		return nil, err
-	}
-	rest.FillObjectMetaSystemFields(about)
-	if err := rest.BeforeCreate(strategy, ctx, internal); err != nil {
-		return nil, err
-	}
-	if warnings := strategy.WarningsOnCreate(ctx, internal); len(warnings) > 0 {
-		return nil, fmt.Errorf("%s: the API server warns: %s", gvk.Kind, strings.Join(warnings, "; "))
+	if pod := template(internal); pod != nil {
+		if warnings := podapi.GetWarningsForPodTemplate(context.Background(), field.NewPath("spec", "template"), pod, nil); len(warnings) > 0 {
+			return nil, fmt.Errorf("%s %s: the API server warns: %s", gvk.Kind, about.GetName(), strings.Join(warnings, "; "))
+		}
 	}
 	return object, nil
 }
