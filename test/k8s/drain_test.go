@@ -1,0 +1,29 @@
+package k8s
+
+import (
+	"path/filepath"
+	"testing"
+
+	"workflow-results-sidecar/internal/testkit"
+)
+
+// TestDrainJob publishes what a pod that comes no more has left in its claim.
+func TestDrainJob(t *testing.T) {
+	n := schedule(t, podOf(t, "statefulset"), nowhere(t))
+	n.start()
+	n.await(n.pod.container(sidecar).StartupProbe)
+	ids := []string{n.app(), n.app(), n.app()}
+	n.sidecar.Kill(t)
+
+	drain := thePod(t, build(t, filepath.Join(manifests, "drain")))
+	if drain.container(sidecar).Image != n.pod.container(sidecar).Image {
+		t.Errorf("the image is %s, and that of the sidecar %s", drain.container(sidecar).Image, n.pod.container(sidecar).Image)
+	}
+	broker := testkit.StartFake(t).Addr()
+	job := &node{t: t, pod: drain, dir: n.dir, brokers: broker}
+	job.start()
+	if code := job.sidecar.Wait(t); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	expect(t, broker, ids)
+}
