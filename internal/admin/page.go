@@ -53,7 +53,7 @@ func Page(observe, results http.Handler) http.Handler {
 		h.Set("Cache-Control", "no-store")
 		route, known := routes[r.URL.Path]
 		switch {
-		case strings.HasPrefix(r.URL.Path, "/v1/results/"):
+		case strings.HasPrefix(r.URL.Path, "/v1/results/"), results == nil && r.URL.Path == "/v1/results":
 			look(w, r)
 		case !known:
 			observe.ServeHTTP(w, r)

@@ -44,6 +44,7 @@ func TestPageAnswers(t *testing.T) {
 		{"status", nil, "GET", "/v1/status", 200, `"pending":3`},
 		{"history", nil, "GET", "/v1/history", 200, `"points":300`},
 		{"no results unless asked for", nil, "GET", "/v1/results", 404, "--admin-results"},
+		{"none are taken either", nil, "POST", "/v1/results", 404, "--admin-results"},
 		{"nor one of them", nil, "GET", id, 404, "--admin-results"},
 		{"results", lists, "GET", "/v1/results", 200, `"asked":"/v1/results"`},
 		{"one of them", lists, "GET", id, 200, `"asked":"` + id + `"`},
