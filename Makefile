@@ -121,10 +121,10 @@ test-property: build $(VENV)/dev.stamp ## Requests made from api/openapi.yaml: n
 # axe-core comes out of a wheel that carries it: pip is here already, npm is not.
 AXE := .cache/axe/axe.min.js
 AXE_WHEEL := axe-playwright-python==0.1.8 --hash=sha256:fdd263c998388f1a8e67cad02677e612d946248bd44d163be5e8650ea31f95f8
-$(AXE): $(VENV)/dev.stamp
-	@mkdir -p $(@D) && echo '$(AXE_WHEEL)' >$(@D)/requirements.txt
-	$(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -d $(@D) -r $(@D)/requirements.txt
-	$(VENV)/bin/python -m zipfile -e $(@D)/axe_playwright_python-*.whl $(@D)/wheel && mv $(@D)/wheel/axe_playwright_python/axe.min.js $@
+$(AXE): | need-python
+	$(PYTHON) -m venv $(@D)/venv && echo '$(AXE_WHEEL)' >$(@D)/requirements.txt
+	$(@D)/venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -d $(@D) -r $(@D)/requirements.txt
+	$(@D)/venv/bin/python -m zipfile -e $(@D)/axe_playwright_python-*.whl $(@D)/wheel && mv $(@D)/wheel/axe_playwright_python/axe.min.js $@
 
 .PHONY: test-page
 test-page: need-go need-page $(AXE) ## The admin address's page in a real browser (ROWS=100000 results in the largest outbox)
