@@ -41,7 +41,7 @@ func fresh(t *testing.T, browser chromium) {
 	tb.says("#outbox-lead", "nothing pending")
 	tb.says("#topic", "as asked for", "workflow-results-watermarks")
 	if !eval[bool](tb, `document.getElementById("reason").hidden`) {
-		tb.t.Errorf("something is to be done: %s", tb.text("#reason"))
+		t.Errorf("something is to be done: %s", tb.text("#reason"))
 	}
 	tb.examine()
 }
