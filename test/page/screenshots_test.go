@@ -28,7 +28,7 @@ func TestScreenshots(t *testing.T) {
 	w := newWorld(t, fake.Addr(), "--admin-results", "--topic-max-message-bytes", "20000")
 	w.socket, w.data = "/tmp/results.sock", "/tmp/results-data" // as in README.md
 	t.Cleanup(func() {
-		if err := errors.Join(os.RemoveAll(w.data), os.Remove(w.socket+".lock")); err != nil {
+		if err := errors.Join(os.RemoveAll(w.data), os.Remove(w.socket), os.Remove(w.socket+".lock")); err != nil {
 			t.Error(err)
 		}
 	})
