@@ -103,8 +103,11 @@ func hasSidecar(p pod, native bool) error {
 	// The file takes up to a quarter more than --max-bytes, its log 64 MiB, and as much
 	// again and 32 MiB are kept free: docs/OPERATIONS.md, "Disk".
 	held, err := strconv.ParseInt(env(p, "SIDECAR_MAX_BYTES"), 10, 64)
-	if err != nil || size < held+held/4+(64+64+32)<<20 {
-		return fmt.Errorf("the outbox's volume %q has %d bytes, for results of %d (%v)", data, size, held, err)
+	if err != nil {
+		return fmt.Errorf("SIDECAR_MAX_BYTES: %w", err)
+	}
+	if size < held+held/4+(64+64+32)<<20 {
+		return fmt.Errorf("the outbox's volume %q has %d bytes, for results of %d", data, size, held)
 	}
 	return nil
 }
@@ -289,7 +292,7 @@ func TestKafkaUser(t *testing.T) {
 	_, section, _ := strings.Cut(readFile(t, "../../docs/OPERATIONS.md"), "## Rights in Kafka\n")
 	section, _, _ = strings.Cut(section, "\n## ")
 	want := map[string][]string{}
-	for _, row := range regexp.MustCompile("(?m)^\\| (.+?) \\| ([A-Z]\\w+(?:, [A-Z]\\w+)*)(?: \\(.*?\\))? \\|").FindAllStringSubmatch(section, -1) {
+	for _, row := range regexp.MustCompile(`(?m)^\| (.+?) \| ([A-Z]\w+(?:, [A-Z]\w+)*)(?: \(.*?\))? \|`).FindAllStringSubmatch(section, -1) {
 		if resources[row[1]] == nil {
 			t.Errorf("docs/OPERATIONS.md: %q is unknown here", row[1])
 		}
