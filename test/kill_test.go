@@ -4,8 +4,10 @@ package test
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -16,8 +18,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"workflow-results-sidecar/internal/metrics"
+	"workflow-results-sidecar/internal/outbox"
 	"workflow-results-sidecar/internal/testkit"
 )
 
@@ -244,4 +249,71 @@ func (l *line) readyOrEnded(p *testkit.Process) (ended bool) {
 	}
 	l.t.Fatal(fmt.Errorf("neither ready nor ended:\n%s", p.Output()))
 	return false
+}
+
+// TestKilledInRecover: at whichever of its calls `outbox recover` ends, what it leaves
+// is no outbox, or the whole of it; another run makes it whole.
+func TestKilledInRecover(t *testing.T) {
+	l := newLine(t, nowhere)
+	p := l.start()
+	load := testkit.StartLoad(t.Context(), t, testkit.LoadConfig{Socket: l.socket, Conns: 4, Count: 50, Sizes: sizes})
+	if err := load.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	p.Kill(t)
+	faults := testkit.NewFaults(t)
+	recovery := func(to string) error {
+		cmd := exec.Command(l.bin, "outbox", "recover", "--data-dir", l.data, "--to", to)
+		cmd.Env = append(os.Environ(), faults.Env()...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}
+	pending := func(dir string) (int64, error) {
+		opts := outbox.DefaultOptions()
+		opts.Dir, opts.Log, opts.Metrics = dir, slog.New(slog.DiscardHandler), metrics.New(prometheus.NewRegistry())
+		o, err := outbox.Open(t.Context(), opts)
+		if err != nil {
+			return 0, err
+		}
+		st, err := o.Stats(t.Context())
+		return st.PendingRows, errors.Join(err, o.Close())
+	}
+	want, hits := int64(len(load.Acked())), 0
+	for _, fault := range []testkit.Fault{
+		{Call: testkit.CallSync, Action: testkit.KillBefore}, {Call: testkit.CallSync, Action: testkit.KillAfter},
+		{Call: testkit.CallWrite, Action: testkit.KillBefore}, {Call: testkit.CallTruncate, Action: testkit.KillBefore},
+	} {
+		for fault.Skip = 0; ; fault.Skip++ {
+			to := filepath.Join(t.TempDir(), "new")
+			faults.Set(fault)
+			err := recovery(to)
+			faults.Clear()
+			if err == nil {
+				break // it has fewer calls than that
+			}
+			hits++
+			if outbox.Exists(to) == nil { // killed in its last step
+				if n, err := pending(to); err != nil || n != want {
+					t.Fatalf("%+v: a part of it looks like an outbox: %d results of %d (%v)", fault, n, want, err)
+				}
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(to, "recover-unfinished")); err == nil {
+				if _, err := pending(to); err == nil {
+					t.Fatalf("%+v: a start was let in beside an unfinished recovery", fault)
+				}
+			}
+			if err := recovery(to); err != nil {
+				t.Fatalf("%+v: another run: %v", fault, err)
+			}
+			if n, err := pending(to); err != nil || n != want {
+				t.Fatalf("%+v: %d results after another run (%v), want %d", fault, n, err, want)
+			}
+		}
+	}
+	if t.Logf("killed %d times", hits); hits < 10 {
+		t.Errorf("only %d calls were hit", hits)
+	}
 }

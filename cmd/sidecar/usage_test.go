@@ -144,7 +144,7 @@ func TestSecurityNamesItsTests(t *testing.T) {
 		t.Fatal(err)
 	}
 	var tests strings.Builder
-	for _, pattern := range []string{"cmd/*/*_test.go", "internal/*/*_test.go", "test/*_test.go"} {
+	for _, pattern := range []string{"cmd/*/*_test.go", "internal/*/*_test.go", "test/*_test.go", "test/*/*_test.go"} {
 		files, err := fs.Glob(root, pattern)
 		if err != nil {
 			t.Fatal(err)

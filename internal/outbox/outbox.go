@@ -155,6 +155,9 @@ func Open(ctx context.Context, opts Options) (*Outbox, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := refuseUnfinished(opts.Dir); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
 	o := &Outbox{
 		opts: opts, log: opts.Log, metrics: opts.Metrics, lock: lock,
 		owner:         uuid.Must(uuid.NewV7()),

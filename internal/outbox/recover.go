@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -62,8 +63,32 @@ func Recover(ctx context.Context, from, to string, allowNetworkFS bool) (rep Rec
 		return rep, err
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
+	work := filepath.Join(to, unfinishedName)
+	if err := errors.Join(os.RemoveAll(work), os.MkdirAll(to, 0o700)); err != nil {
+		return rep, fmt.Errorf("make the directory of the new outbox: %w", err)
+	}
+	if rep, err = salvageInto(ctx, src, work, allowNetworkFS); err != nil {
+		return rep, errors.Join(err, os.RemoveAll(work))
+	}
+	return rep, finish(work, to)
+}
+
+// unfinishedName is where, in its new directory, Recover works: killed in the
+// middle, it must not leave what looks like an outbox and is a part of one. A start
+// is refused in a directory that has it, and no outbox.
+const unfinishedName = "recover-unfinished"
+
+func refuseUnfinished(dir string) error {
+	_, err := os.Stat(filepath.Join(dir, unfinishedName))
+	if errors.Is(err, fs.ErrNotExist) || Exists(dir) == nil { // there is one: the recovery ended, but for its last step
+		return nil
+	}
+	return fmt.Errorf("`sidecar outbox recover` into %s has not ended: run it again", dir)
+}
+
+func salvageInto(ctx context.Context, src *sql.DB, dir string, allowNetworkFS bool) (rep Recovery, err error) {
 	opts := DefaultOptions()
-	opts.Dir, opts.AllowNetworkFS = to, allowNetworkFS
+	opts.Dir, opts.AllowNetworkFS = dir, allowNetworkFS
 	opts.Log, opts.Metrics = slog.New(slog.NewTextHandler(os.Stderr, nil)), metrics.New(prometheus.NewRegistry())
 	dst, err := Open(ctx, opts)
 	if err != nil {
@@ -71,6 +96,21 @@ func Recover(ctx context.Context, from, to string, allowNetworkFS bool) (rep Rec
 	}
 	defer func() { err = errors.Join(err, dst.Close()) }()
 	return salvage{src: src, dst: dst}.run(ctx)
+}
+
+// finish gives the recovered outbox, which is closed and whole, its place.
+func finish(work, to string) error {
+	if err := os.Rename(filepath.Join(work, fileName), filepath.Join(to, fileName)); err != nil {
+		return fmt.Errorf("give the new outbox its place: %w", err)
+	}
+	// The new name first: without it a crash would leave nothing to find.
+	if err := syncDirs(to); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(work); err != nil {
+		return fmt.Errorf("remove what the recovery worked in: %w", err)
+	}
+	return syncDirs(to)
 }
 
 // mendedWAL returns a directory whose file SQLite reads to the end: from itself,
