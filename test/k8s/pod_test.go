@@ -238,7 +238,7 @@ func (n *node) startApp(worksOn int) (app *testkit.Process, ids []string) {
 		hand() { curl --silent --show-error --fail --max-time 30 --unix-socket "$1" --header "Content-Type: application/json" --data "$2" http://sidecar/v1/results; }
 		trap 'kill $!; sleep "$4"; hand "$1" "$3"; exit $?' TERM
 		hand "$1" "$2"
-		sleep infinity & wait $!`
+		setpriv --pdeathsig KILL sleep infinity >/dev/null 2>&1 & wait $!`
 	first, one := result()
 	second, two := result()
 	line := append(n.as(n.pod.container("app")), "sh", "-c", script, "app", n.path("/run/workflow-results/sidecar.sock"), one, two, fmt.Sprint(worksOn))
