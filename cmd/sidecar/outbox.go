@@ -176,8 +176,9 @@ func (c *oneResult) on(e *env, f func(store, uuid.UUID) error) error {
 }
 
 type outboxShowCmd struct {
-	oneResult
-	JSON bool `help:"Print JSON." name:"json"`
+	storeFlags
+	ID   string `arg:"" help:"Event ID of a result, or correlation ID of a trigger: then all of its results."`
+	JSON bool   `help:"Print JSON, an array for a correlation ID." name:"json"`
 }
 
 // Help is shown by --help.
@@ -185,10 +186,17 @@ func (outboxShowCmd) Help() string {
 	return "Example:\n  sidecar outbox show 0192f0c1-7b1e-7cc3-9d2a-0123456789ab"
 }
 
-// Run shows one result.
+// Run shows where one result is, or those of one trigger.
 func (c *outboxShowCmd) Run(e *env) error {
-	return c.on(e, func(s store, id uuid.UUID) error {
+	id, err := parseID("the ID", c.ID)
+	if err != nil {
+		return err
+	}
+	return c.with(e, func(s store) error {
 		en, err := s.Get(e.ctx, id)
+		if errors.Is(err, outbox.ErrNotFound) {
+			return c.showAll(e, s, id)
+		}
 		if err != nil {
 			return err
 		}
@@ -199,14 +207,51 @@ func (c *outboxShowCmd) Run(e *env) error {
 	})
 }
 
+func (c *outboxShowCmd) showAll(e *env, s store, correlation uuid.UUID) error {
+	entries, err := s.List(e.ctx, outbox.Filter{CorrelationID: &correlation})
+	switch {
+	case err != nil:
+		return err
+	case len(entries) == 0:
+		return fmt.Errorf("%w: neither an event ID nor a correlation ID %s: it was never accepted here, or its deduplication window is over", outbox.ErrNotFound, correlation)
+	case c.JSON:
+		return printJSON(e.stdout, ipc.Views(entries))
+	}
+	for i, en := range entries {
+		if i > 0 {
+			if _, err := fmt.Fprintln(e.stdout); err != nil {
+				return fmt.Errorf("print: %w", err)
+			}
+		}
+		if err := printEntry(e.stdout, en); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sentence says in words where a result is, and what to type if it will not get
+// further by itself.
+func sentence(en outbox.Entry, now time.Time) string {
+	switch {
+	case en.State == outbox.Parked:
+		return fmt.Sprintf("PARKED: Kafka will never take it as it is. Remove the cause, then `sidecar outbox retry %s`, or `purge` it", en.EventID)
+	case en.State == outbox.Pending:
+		return fmt.Sprintf("PENDING for %s: on disk, not in Kafka yet; `sidecar status` says why", now.Sub(en.AcceptedAt).Round(time.Second))
+	case en.Location == nil:
+		return "PUBLISHED: the watermark in Kafka says so; where, nobody heard"
+	default:
+		return fmt.Sprintf("PUBLISHED: in %s, partition %d, offset %d, %s after it was accepted", en.Location.Topic, en.Location.Partition, en.Location.Offset,
+			en.PublishedAt.Sub(en.AcceptedAt).Round(time.Millisecond))
+	}
+}
+
 func printEntry(w io.Writer, en outbox.Entry) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name string, v any) { fmt.Fprintf(t, "%s\t%v\n", name, v) }
-	line("state", en.State)
+	fmt.Fprintln(t, sentence(en, time.Now()))
 	if en.State == outbox.Parked {
 		line("reason", en.Reason)
-	} else {
-		line("where", where(en))
 	}
 	line("status", en.Status)
 	line("event ID", en.EventID)

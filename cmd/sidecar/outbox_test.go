@@ -87,8 +87,14 @@ func TestOutboxCommands(t *testing.T) {
 			if none := succeed(t, outbox("list", "--state", "pending", "--json")...); strings.TrimSpace(none) != "[]" {
 				t.Error(none)
 			}
-			if out := succeed(t, outbox("show", bad.event.String())...); !strings.Contains(out, "parked") || !strings.Contains(out, bad.correlation.String()) {
+			if out := succeed(t, outbox("show", bad.event.String())...); !strings.HasPrefix(out, "PARKED: ") || !strings.Contains(out, "sidecar outbox retry "+bad.event.String()) || !strings.Contains(out, bad.correlation.String()) {
 				t.Error(out)
+			}
+			if out := succeed(t, outbox("show", good.correlation.String())...); !strings.HasPrefix(out, "PUBLISHED: in ") || !strings.Contains(out, good.event.String()) {
+				t.Error(out)
+			}
+			if vs := decode[[]view](t, succeed(t, outbox("show", "--json", good.correlation.String())...)); len(vs) != 1 || vs[0].State != "published" {
+				t.Errorf("%+v", vs)
 			}
 			if v := decode[view](t, succeed(t, outbox("show", "--json", good.event.String())...)); v.State != "published" {
 				t.Errorf("%+v", v)

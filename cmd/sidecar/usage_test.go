@@ -105,7 +105,7 @@ func TestUnknownFlagsAndBadValuesEndWithStatus2(t *testing.T) {
 		{"outbox list --limit 0", "--limit"},
 		{"outbox list --limit 1001", "1000"},
 		{"outbox list --correlation-id 7", "not a UUID"},
-		{"outbox show", "event-id"},
+		{"outbox show", "<id>"},
 		{"outbox show 7", "not a UUID"},
 		{"outbox purge 0192f0c1-7b1e-7cc3-9d2a-0123456789ab", "--yes"},
 		{"outbox recover", "--to"},
