@@ -17,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/plugin/kprom"
 	"github.com/twmb/franz-go/plugin/kslog"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"workflow-results-sidecar/internal/admin"
 	"workflow-results-sidecar/internal/ipc"
@@ -274,6 +275,7 @@ func (s *sidecar) run(term context.Context, signals <-chan os.Signal) error {
 		part(&back, "history", func() error { return s.remember(publishing) })
 	}
 	go s.tellSystemd(store)
+	s.warnOfFewDescriptors()
 	s.log.Info("ready", "socket", s.cmd.Socket, "data_dir", s.cmd.DataDir, "brokers", s.cmd.Brokers, "delivery", s.cmd.Delivery, "outbox_id", s.outbox.ID(), "version", version())
 
 	s.waitForEnd(term, hard, kill, signals)
@@ -287,6 +289,20 @@ func (s *sidecar) run(term context.Context, signals <-chan os.Signal) error {
 	err = errors.Join(err, s.outbox.Close())
 	s.stopFake()
 	return err
+}
+
+// ownDescriptors is what is open beside the clients' connections: the outbox's
+// files, the admin address, and some for each of a few dozen brokers.
+const ownDescriptors = 128
+
+// warnOfFewDescriptors: without one left no client is let in, and no broker reached.
+func (s *sidecar) warnOfFewDescriptors() {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil || limit.Cur >= uint64(s.cmd.MaxConnections)+ownDescriptors {
+		return
+	}
+	s.log.Warn("fewer descriptors are allowed than --max-connections may need: raise the limit (ulimit -n) or lower the flag",
+		"limit", limit.Cur, "max_connections", s.cmd.MaxConnections, "needed_beside", ownDescriptors)
 }
 
 // orKill ends everything when the store ends early.

@@ -258,3 +258,14 @@ func TestInterruptedAwaitHasAnExitStatusOfItsOwn(t *testing.T) {
 	}
 	close(signals)
 }
+
+func TestFewDescriptorsAreToldOf(t *testing.T) {
+	p := newPlace(t, nowhere(t))
+	r := p.run("--max-connections", "1000000000")
+	r.log.await(t, "fewer descriptors are allowed")
+	p2 := newPlace(t, nowhere(t))
+	r2 := p2.run("--max-connections", "16")
+	if strings.Contains(r2.log.String(), "fewer descriptors") {
+		t.Error("a warning where there are enough")
+	}
+}
