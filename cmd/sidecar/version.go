@@ -45,7 +45,7 @@ func (c *versionCmd) Run(e *env) error {
 	if c.JSON {
 		err = json.NewEncoder(e.stdout).Encode(versionReport{version(), runtime.Version(), sqlite, outbox.SchemaVersion()})
 	} else {
-		_, err = fmt.Fprintf(e.stdout, "sidecar %s (%s, SQLite %s, outbox schema %d)\n", version(), runtime.Version(), sqlite, outbox.SchemaVersion())
+		_, err = fmt.Fprintf(e.stdout, "sidecar %s (%s, SQLite %s)\n", version(), runtime.Version(), sqlite) // the Python package knows us by this form
 	}
 	if err != nil {
 		return fmt.Errorf("print: %w", err)
