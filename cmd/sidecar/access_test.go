@@ -67,7 +67,7 @@ func guard(t *testing.T, args ...string) guarded {
 	if _, err := exec.LookPath("setpriv"); err != nil {
 		t.Skip("setpriv is missing: apt-get install util-linux")
 	}
-	g := guarded{place: newPlace(t, nowhere(t))}
+	g := guarded{place: newPlace(t, testkit.FreeAddr(t))}
 	g.bin = filepath.Join(g.dir, "sidecar")
 	program, err := os.ReadFile(testkit.Build(t))
 	if err != nil {
@@ -162,7 +162,7 @@ func (p place) runIn(socket string) []string {
 // socket of a sidecar that is dead.
 func TestWhatStandsAtThePath(t *testing.T) {
 	t.Parallel()
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	bin := testkit.Build(t)
 	at := func(name string) string { return filepath.Join(p.dir, name) }
 	file := at("precious")
@@ -234,7 +234,7 @@ func look(t *testing.T, dir, path string) string {
 
 // TestASymlinkedDirectory is the operator's own way to lay out a system, and works.
 func TestASymlinkedDirectory(t *testing.T) {
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	if err := os.Mkdir(filepath.Join(p.dir, "real"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +249,7 @@ func TestASymlinkedDirectory(t *testing.T) {
 // one gets it and serves there, the other is told so.
 func TestTwoStartsRace(t *testing.T) {
 	t.Parallel()
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	bin := testkit.Build(t)
 	for range 15 {
 		a, b := testkit.StartSidecar(t, bin, p.runIn(p.socket())...), testkit.StartSidecar(t, bin, p.runIn(p.socket())...)
@@ -275,7 +275,7 @@ func TestTwoStartsRace(t *testing.T) {
 // a rename alone, with the mode that it keeps, and so does whatever else is there.
 func TestNoMomentIsOpen(t *testing.T) {
 	t.Parallel()
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		t.Fatal(err)

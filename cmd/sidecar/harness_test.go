@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -76,17 +75,6 @@ func newPlace(t *testing.T, broker string) place {
 	return place{t, dir, broker}
 }
 
-// nowhere is an address that refuses connections.
-func nowhere(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 func (p place) socket() string  { return filepath.Join(p.dir, "s") }
 func (p place) dataDir() string { return filepath.Join(p.dir, "data") }
 
@@ -132,13 +120,19 @@ func (b *logBuffer) String() string {
 // await waits until text is logged.
 func (b *logBuffer) await(t testing.TB, text string) {
 	t.Helper()
+	b.awaitBehind(t, 0, text)
+}
+
+// awaitBehind waits until text is logged behind the first n bytes.
+func (b *logBuffer) awaitBehind(t testing.TB, n int, text string) {
+	t.Helper()
 	timeout := time.NewTimer(time.Minute)
 	defer timeout.Stop()
 	for {
 		b.mu.Lock()
 		have, grew := b.text.String(), b.grew
 		b.mu.Unlock()
-		if strings.Contains(have, text) {
+		if strings.Contains(have[n:], text) {
 			return
 		}
 		select {

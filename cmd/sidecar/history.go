@@ -87,7 +87,7 @@ func (s *sidecar) remember(ctx context.Context) error {
 	tick := time.NewTicker(historyStep)
 	defer tick.Stop()
 	for {
-		r := s.status(ctx).(statusReport)
+		r := s.report(ctx)
 		s.history.add(moment{
 			at: time.Now(), accepted: valueOf(s.metrics.Accepted), published: valueOf(s.metrics.Published),
 			oldest: r.Outbox.OldestPendingSecs, pending: r.Outbox.PendingRows,

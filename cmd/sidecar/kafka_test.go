@@ -29,7 +29,7 @@ func TestTopic(t *testing.T) {
 	if len(states) != 2 || states[0].Name != "r" || states[0].Partitions != 3 || states[1].Name != "r-watermarks" {
 		t.Errorf("%+v", states)
 	}
-	fail(t, exitFailed, []string{"127.0.0.1"}, "topic", "--brokers", nowhere(t), "--timeout", "300ms")
+	fail(t, exitFailed, []string{"127.0.0.1"}, "topic", "--brokers", testkit.FreeAddr(t), "--timeout", "300ms")
 }
 
 func TestAwait(t *testing.T) {
@@ -47,7 +47,7 @@ func TestAwait(t *testing.T) {
 	}
 	nobody := uuid.NewString()
 	fail(t, 2, []string{"timed out after 300ms", nobody}, append([]string{"await", "--timeout", "300ms", "--correlation-id", nobody}, p.kafka()...)...)
-	fail(t, 2, []string{"timed out"}, "await", "--timeout", "300ms", "--correlation-id", nobody, "--brokers", nowhere(t))
+	fail(t, 2, []string{"timed out"}, "await", "--timeout", "300ms", "--correlation-id", nobody, "--brokers", testkit.FreeAddr(t))
 }
 
 func TestDemo(t *testing.T) {

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -50,7 +49,7 @@ type view struct {
 func TestOutboxCommands(t *testing.T) {
 	for _, beside := range []bool{true, false} {
 		t.Run(fmt.Sprintf("beside a running sidecar %t", beside), func(t *testing.T) {
-			p := newPlace(t, nowhere(t))
+			p := newPlace(t, testkit.FreeAddr(t))
 			r := p.run("--shutdown-timeout", "1ms")
 			good, bad, worse := r.post(`{}`, "success"), r.post(`{"x":"`+incompressible(5000)+`"}`, "success"), r.post(`{"x":"`+incompressible(6000)+`"}`, "success")
 			r.end()
@@ -131,7 +130,7 @@ func TestOutboxCommands(t *testing.T) {
 }
 
 func TestCommandsThatMeetNothing(t *testing.T) {
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	fail(t, exitFailed, []string{"no outbox in " + p.dataDir()}, append([]string{"outbox", "list"}, p.either()...)...)
 	if _, err := os.Stat(p.dataDir()); !os.IsNotExist(err) {
 		t.Errorf("a command that looks has made the directory: %v", err)
@@ -166,7 +165,7 @@ func TestStatusAndHealthcheck(t *testing.T) {
 }
 
 func TestStatusWithoutABroker(t *testing.T) {
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	r := p.run()
 	r.post(`{}`, "success")
 	r.log.await(t, "level=WARN")
@@ -193,9 +192,7 @@ func TestStatusWatch(t *testing.T) {
 	out.await(t, "/s accepted, ")
 	r.end()
 	seen := len(out.String())
-	for !strings.Contains(out.String()[seen:], "NO ANSWER") {
-		time.Sleep(10 * time.Millisecond) // the buffer waits for a text anywhere, not behind a place
-	}
+	out.awaitBehind(t, seen, "NO ANSWER")
 	signals <- os.Interrupt
 	if code := <-done; code != 0 {
 		t.Errorf("status %d", code)
@@ -209,7 +206,7 @@ func TestStatusWatch(t *testing.T) {
 
 // TestDrain publishes an orphaned volume.
 func TestDrain(t *testing.T) {
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	r := p.run("--shutdown-timeout", "1ms", "--history", "240h", "--dedup-window", "240h")
 	var all []sent
 	for range 50 {
@@ -238,7 +235,7 @@ func TestDrain(t *testing.T) {
 
 // TestCheckAndRecover of a file with a damaged page.
 func TestCheckAndRecover(t *testing.T) {
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	r := p.run("--shutdown-timeout", "1ms")
 	for i := range 100 {
 		r.post(fmt.Sprintf(`{"row":"<%03d>","x":%q}`, i, incompressible(1000)), "success")

@@ -64,7 +64,7 @@ func TestTheParentsEndAndASignalAreOneWish(t *testing.T) {
 }
 
 func TestParentFDThatIsNoPipe(t *testing.T) {
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	run := func(fd int, says string) {
 		t.Helper()
 		fail(t, exitUsage, []string{says, "--parent-fd"}, append([]string{"run", "--brokers", p.broker, "--parent-fd", strconv.Itoa(fd)}, p.either()...)...)

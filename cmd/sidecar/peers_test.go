@@ -39,7 +39,7 @@ type besieged struct {
 
 func besiege(t *testing.T, args ...string) *besieged {
 	t.Helper()
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	all := append(append([]string{"run", "--linger", "0s", "--shutdown-timeout", "100ms"}, p.either()...), p.kafka()...)
 	b := &besieged{place: p, proc: testkit.StartSidecar(t, testkit.Build(t), append(all, args...)...)}
 	b.proc.WaitReady(t, p.socket())

@@ -35,7 +35,7 @@ func TestSIGTERMDrains(t *testing.T) {
 // TestSIGTERMTellsWhatIsLeft: the broker is away. The time-out ends it, and a
 // second sidecar publishes what is left.
 func TestSIGTERMTellsWhatIsLeft(t *testing.T) {
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	r := p.run("--shutdown-timeout", "100ms")
 	s := r.post(`{}`, "success")
 	if code := r.end(); code != 0 || !strings.Contains(r.log.String(), "pending=1") || !strings.Contains(r.log.String(), "sidecar outbox drain --data-dir "+p.dataDir()) {
@@ -50,7 +50,7 @@ func TestSIGTERMTellsWhatIsLeft(t *testing.T) {
 }
 
 func TestSecondSIGTERMEndsAtOnce(t *testing.T) {
-	r := newPlace(t, nowhere(t)).run("--shutdown-timeout", "1h")
+	r := newPlace(t, testkit.FreeAddr(t)).run("--shutdown-timeout", "1h")
 	r.post(`{}`, "success")
 	r.signals <- syscall.SIGTERM
 	r.log.await(t, "asked to end: draining")
@@ -92,7 +92,7 @@ func TestSIGTERMWaitsForClients(t *testing.T) {
 }
 
 func TestASecondSidecarIsRefused(t *testing.T) {
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	p.run()
 	fail(t, exitFailed, []string{"in use by another process", "--data-dir"}, "run", "--socket", p.socket()+"2", "--data-dir", p.dataDir(), "--brokers", p.broker)
 	fail(t, exitFailed, []string{p.socket()}, "run", "--socket", p.socket(), "--data-dir", p.dataDir()+"2", "--brokers", p.broker)
@@ -140,7 +140,7 @@ func TestMetrics(t *testing.T) {
 // TestLogsNameResultsAndKeepSecrets at the most talkative level, in JSON.
 func TestLogsNameResultsAndKeepSecrets(t *testing.T) {
 	t.Setenv("SIDECAR_KAFKA_PASSWORD", "p4ssw0rd-of-the-test")
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	r := p.run("--shutdown-timeout", "1ms")
 	s := r.post(`{"secret":"p4yl04d qwertz`+incompressible(5000)+`"}`, "success")
 	r.end()
@@ -171,7 +171,7 @@ func TestLogsNameResultsAndKeepSecrets(t *testing.T) {
 }
 
 func TestLogsInJSON(t *testing.T) {
-	a := sidecarCommand(t, "run", "--log-format", "json", "--socket", strings.Repeat("/x", 60), "--data-dir", t.TempDir(), "--brokers", nowhere(t))
+	a := sidecarCommand(t, "run", "--log-format", "json", "--socket", strings.Repeat("/x", 60), "--data-dir", t.TempDir(), "--brokers", testkit.FreeAddr(t))
 	if a.code != exitFailed || !strings.Contains(a.stderr, "the system allows 107") {
 		t.Errorf("%+v", a)
 	}
@@ -183,7 +183,7 @@ func TestLogsInJSON(t *testing.T) {
 // TestWhoWaitsIsToldAtTheEnd: a request that waits for publication neither holds
 // the end up nor is cut off.
 func TestWhoWaitsIsToldAtTheEnd(t *testing.T) {
-	r := newPlace(t, nowhere(t)).run("--shutdown-timeout", "400ms")
+	r := newPlace(t, testkit.FreeAddr(t)).run("--shutdown-timeout", "400ms")
 	c, err := net.Dial("unix", r.socket())
 	if err != nil {
 		t.Fatal(err)
@@ -223,7 +223,7 @@ func TestSIGTERMBeforeTheStart(t *testing.T) {
 }
 
 func TestStatusSaysFull(t *testing.T) {
-	r := newPlace(t, nowhere(t)).run("--max-rows", "3", "--dedup-rows", "3", "--shutdown-timeout", "100ms")
+	r := newPlace(t, testkit.FreeAddr(t)).run("--max-rows", "3", "--dedup-rows", "3", "--shutdown-timeout", "100ms")
 	for range 3 {
 		r.post(`{}`, "success")
 	}
@@ -250,7 +250,7 @@ func TestInterruptedAwaitHasAnExitStatusOfItsOwn(t *testing.T) {
 	signals := make(chan os.Signal)
 	done := make(chan int, 1)
 	go func() {
-		done <- execute([]string{"await", "--brokers", nowhere(t), "--correlation-id", "0192f0c1-7b1e-7cc3-9d2a-0123456789ab"}, signals, newLog(), newLog())
+		done <- execute([]string{"await", "--brokers", testkit.FreeAddr(t), "--correlation-id", "0192f0c1-7b1e-7cc3-9d2a-0123456789ab"}, signals, newLog(), newLog())
 	}()
 	signals <- syscall.SIGINT
 	if code := <-done; code != 130 {
@@ -260,10 +260,10 @@ func TestInterruptedAwaitHasAnExitStatusOfItsOwn(t *testing.T) {
 }
 
 func TestFewDescriptorsAreToldOf(t *testing.T) {
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	r := p.run("--max-connections", "1000000000")
 	r.log.await(t, "fewer descriptors are allowed")
-	p2 := newPlace(t, nowhere(t))
+	p2 := newPlace(t, testkit.FreeAddr(t))
 	r2 := p2.run("--max-connections", "16")
 	if strings.Contains(r2.log.String(), "fewer descriptors") {
 		t.Error("a warning where there are enough")

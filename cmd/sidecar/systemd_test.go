@@ -7,12 +7,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"workflow-results-sidecar/internal/testkit"
 )
 
 // TestSystemdHears plays the service manager: it hears that the sidecar is ready,
 // its verdict, the watchdog's sign of life, and that it stops.
 func TestSystemdHears(t *testing.T) {
-	p := newPlace(t, nowhere(t))
+	p := newPlace(t, testkit.FreeAddr(t))
 	path := filepath.Join(p.dir, "notify")
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {

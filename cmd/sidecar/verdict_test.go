@@ -142,7 +142,7 @@ func fetch(t *testing.T, url string) (int, string) {
 
 // TestPageAndTerminalSayTheSame of a sidecar whose broker is away.
 func TestPageAndTerminalSayTheSame(t *testing.T) {
-	r := newPlace(t, nowhere(t)).run("--admin-addr", "127.0.0.1:0", "--shutdown-timeout", "100ms")
+	r := newPlace(t, testkit.FreeAddr(t)).run("--admin-addr", "127.0.0.1:0", "--shutdown-timeout", "100ms")
 	r.post(`{}`, "success")
 	_, body := fetch(t, r.url()+"v1/status")
 	v := decode[statusReport](t, body).Verdict

@@ -418,6 +418,16 @@ func moduleRoot() (string, error) {
 	}
 }
 
+// FreeAddr is an address on 127.0.0.1 that nobody listens on.
+func FreeAddr(t testing.TB) string {
+	t.Helper()
+	found, err := freePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found[0]
+}
+
 // freePorts finds n free loopback ports, below the range from which the kernel
 // gives ports to outgoing connections: a stopped broker's port stays free.
 func freePorts(n int) ([]string, error) {

@@ -9,7 +9,7 @@ import (
 
 // TestDrainJob publishes what a pod that comes no more has left in its claim.
 func TestDrainJob(t *testing.T) {
-	n := schedule(t, podOf(t, "statefulset"), nowhere(t))
+	n := schedule(t, podOf(t, "statefulset"), testkit.FreeAddr(t))
 	n.start()
 	n.await(n.pod.container(sidecar).StartupProbe)
 	ids := []string{n.app(), n.app(), n.app()}

@@ -21,32 +21,22 @@ import (
 	"workflow-results-sidecar/internal/testkit"
 )
 
-var binary string // the sidecar
+func TestMain(m *testing.M) { testkit.Main(m) }
 
-func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "k8s")
-	if err == nil {
-		binary = filepath.Join(dir, "sidecar")
-		build := exec.Command("go", "build", "-C", "../..", "-o", binary, "./cmd/sidecar")
-		build.Stderr = os.Stderr
-		err = build.Run()
+// binary is the sidecar, where other users may run it.
+func binary(t *testing.T) string {
+	t.Helper()
+	path := testkit.Build(t)
+	if err := os.Chmod(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
 	}
-	if err == nil {
-		err = os.Chmod(dir, 0o755) // other users run it
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "build the sidecar:", err)
-		os.Exit(1)
-	}
-	code := m.Run()
-	_ = os.RemoveAll(dir)
-	os.Exit(code)
+	return path
 }
 
 // TestFlags: every variable in the manifests is one of a flag, and the defaults that
 // their texts rest on are so.
 func TestFlags(t *testing.T) {
-	help, err := exec.Command(binary, "run", "--help").Output()
+	help, err := exec.Command(binary(t), "run", "--help").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,18 +136,13 @@ func (n *node) command(args ...string) []string {
 		}
 		line = append(line, name+"="+value)
 	}
-	return append(append(line, binary), args...)
+	return append(append(line, binary(n.t)), args...)
 }
 
 // start starts the sidecar's container.
 func (n *node) start(more ...string) {
 	n.t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	n.admin = l.Addr().String()
-	_ = l.Close()
+	n.admin = testkit.FreeAddr(n.t)
 	line := n.command(append(n.pod.container(sidecar).Args, more...)...)
 	n.sidecar = testkit.StartSidecar(n.t, line[0], line[1:]...)
 }
@@ -300,16 +285,6 @@ func expect(t *testing.T, broker string, ids []string) {
 	}
 }
 
-func nowhere(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // TestPodLives plays the life of each overlay's pod that needs no secrets: the
 // sidecar starts, the app when the startup probe lets it, it hands over results, the
 // pod is asked to end, the app hands over its last result, the sidecar publishes what
@@ -365,7 +340,7 @@ func (n *node) endedWell() {
 // TestJobCompletes: the app ends by itself, the kubelet then ends the sidecar, which
 // publishes what Kafka, away until then, had not taken; nothing of the pod runs on.
 func TestJobCompletes(t *testing.T) {
-	n := schedule(t, podOf(t, "job"), nowhere(t))
+	n := schedule(t, podOf(t, "job"), testkit.FreeAddr(t))
 	n.start()
 	n.await(n.pod.container(sidecar).StartupProbe)
 	ids := []string{n.app(), n.app()} // each is a process that ends with status 0
@@ -378,7 +353,7 @@ func TestJobCompletes(t *testing.T) {
 // TestPodWithoutKafka gets ready, and loses nothing when the kubelet kills the
 // container at the end of the grace period and starts it again on the same volume.
 func TestPodWithoutKafka(t *testing.T) {
-	n := schedule(t, podOf(t, "statefulset"), nowhere(t))
+	n := schedule(t, podOf(t, "statefulset"), testkit.FreeAddr(t))
 	n.start()
 	c := n.pod.container(sidecar)
 	for _, p := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
@@ -406,7 +381,7 @@ func TestPodWithoutKafka(t *testing.T) {
 // TestPodDrainsToTheEnd: with Kafka away it ends by itself when --shutdown-timeout is
 // over, tells what is left, and exits 0, so that a Job is complete.
 func TestPodDrainsToTheEnd(t *testing.T) {
-	n := schedule(t, podOf(t, "job"), nowhere(t))
+	n := schedule(t, podOf(t, "job"), testkit.FreeAddr(t))
 	n.start("--shutdown-timeout", "1s")
 	n.await(n.pod.container(sidecar).StartupProbe)
 	n.app()
@@ -421,7 +396,7 @@ func TestPodDrainsToTheEnd(t *testing.T) {
 
 // TestExecProbes asks through the socket, as the sidecar's own user.
 func TestExecProbes(t *testing.T) {
-	n := schedule(t, thePod(t, with(t, workload("Deployment", bare), "", "sidecar", "exec-probes")), nowhere(t))
+	n := schedule(t, thePod(t, with(t, workload("Deployment", bare), "", "sidecar", "exec-probes")), testkit.FreeAddr(t))
 	c := n.pod.container(sidecar)
 	n.start()
 	for _, p := range []*corev1.Probe{c.StartupProbe, c.ReadinessProbe, c.LivenessProbe} {
@@ -437,7 +412,7 @@ func TestExecProbes(t *testing.T) {
 
 // TestProbesFailWhenTheyShould: a full outbox is not ready, and alive all the same.
 func TestProbesFailWhenTheyShould(t *testing.T) {
-	n := schedule(t, podOf(t, "deployment"), nowhere(t))
+	n := schedule(t, podOf(t, "deployment"), testkit.FreeAddr(t))
 	n.start("--max-rows", "1")
 	c := n.pod.container(sidecar)
 	n.await(c.StartupProbe)
@@ -460,7 +435,7 @@ func TestProbesFailWhenTheyShould(t *testing.T) {
 // TestUsersOfThePod: the app is another user, in the socket's group by the pod's
 // fsGroup alone. Nobody outside of it gets in, and --allow-gid takes it for what it is.
 func TestUsersOfThePod(t *testing.T) {
-	n := schedule(t, own(t), nowhere(t)) // its fsGroup is not the sidecar's own group
+	n := schedule(t, own(t), testkit.FreeAddr(t)) // its fsGroup is not the sidecar's own group
 	app, c := n.pod.container("app").SecurityContext, n.pod.container(sidecar)
 	group := *n.pod.spec.SecurityContext.FSGroup
 	if *app.RunAsUser == *c.SecurityContext.RunAsUser || group == *c.SecurityContext.RunAsGroup {

@@ -47,22 +47,11 @@ func newWorld(t *testing.T, broker string, flags ...string) *world {
 			t.Error(err)
 		}
 	})
-	w := &world{t: t, bin: testkit.Build(t), socket: filepath.Join(dir, "s"), data: filepath.Join(dir, "data"), broker: broker, admin: free(t), flags: flags}
+	w := &world{t: t, bin: testkit.Build(t), socket: filepath.Join(dir, "s"), data: filepath.Join(dir, "data"), broker: broker, admin: testkit.FreeAddr(t), flags: flags}
 	if broker == "" {
-		w.broker, w.flags = free(t), append([]string{"--embedded-broker"}, flags...)
+		w.broker, w.flags = testkit.FreeAddr(t), append([]string{"--embedded-broker"}, flags...)
 	}
 	return w
-}
-
-// free is an address that nobody listens on.
-func free(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func (w *world) url() string { return "http://" + w.admin + "/" }

@@ -16,6 +16,7 @@ import (
 	"workflow-results-sidecar/internal/metrics"
 	"workflow-results-sidecar/internal/outbox"
 	"workflow-results-sidecar/internal/result"
+	"workflow-results-sidecar/internal/testkit"
 )
 
 var rows = flag.Int("rows", 100_000, "results in the outbox of TestManyRows")
@@ -23,7 +24,7 @@ var rows = flag.Int("rows", 100_000, "results in the outbox of TestManyRows")
 // TestManyRows: the page of a sidecar that holds many results. How long its
 // questions take is told and not judged.
 func TestManyRows(t *testing.T) {
-	w := newWorld(t, free(t), "--admin-results")
+	w := newWorld(t, testkit.FreeAddr(t), "--admin-results")
 	sought := fill(t, w.data, *rows)
 	w.start()
 	for _, path := range []string{"", "v1/status", "v1/history", "v1/results?after=0&newest=true&limit=20", "v1/results?state=parked&newest=true&limit=20",

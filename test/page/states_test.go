@@ -90,7 +90,7 @@ func underLoad(t *testing.T, browser chromium) {
 }
 
 func brokerAway(t *testing.T, browser chromium) {
-	w := newWorld(t, free(t), "--admin-results")
+	w := newWorld(t, testkit.FreeAddr(t), "--admin-results")
 	w.start()
 	e := newEvent(`{}`)
 	w.post("", e)
@@ -156,7 +156,7 @@ func incompressible(n int) string {
 }
 
 func full(t *testing.T, browser chromium) {
-	w := newWorld(t, free(t), "--admin-results", "--max-rows", "3", "--dedup-rows", "3")
+	w := newWorld(t, testkit.FreeAddr(t), "--admin-results", "--max-rows", "3", "--dedup-rows", "3")
 	w.start()
 	w.post("", someEvents(3)...)
 	tb := open(t, browser, w.url())
@@ -169,7 +169,7 @@ func full(t *testing.T, browser chromium) {
 }
 
 func ending(t *testing.T, browser chromium) {
-	w := newWorld(t, free(t), "--admin-results")
+	w := newWorld(t, testkit.FreeAddr(t), "--admin-results")
 	p := w.start("--shutdown-timeout", "10m")
 	w.post("", someEvents(2)...)
 	tb := open(t, browser, w.url())
@@ -188,7 +188,7 @@ func ending(t *testing.T, browser chromium) {
 
 // damaged: bits have turned over in a payload, which shows when it is to be published.
 func damaged(t *testing.T, browser chromium) {
-	w := newWorld(t, free(t), "--admin-results")
+	w := newWorld(t, testkit.FreeAddr(t), "--admin-results")
 	p := w.start("--shutdown-timeout", "100ms")
 	w.post("", newEvent(`{"n":"as it was sent"}`))
 	p.Term(t)
