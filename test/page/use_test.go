@@ -43,8 +43,19 @@ func search(t *testing.T, browser chromium) {
 	}
 	tb.examine()
 
+	// An answer that comes after the next search has begun is not shown.
+	eval[any](tb, `(() => { const plain = fetch; window.held = []; window.fetch = async (...a) => {
+		if (a[0].includes("correlation_id=")) await new Promise((go) => held.push(go));
+		return plain(...a);
+	}; window.plain = plain; return null })()`)
 	nobody := newEvent(`{}`).EventID
+	tb.search(other.CorrelationID)
+	tb.wait(`held.length === 1`)
 	tb.search(nobody)
+	tb.wait(`held.length === 2`)
+	eval[any](tb, `(() => { window.fetch = window.plain; held[0](); return null })()`)
+	tb.looked()
+	eval[any](tb, `(() => { held[1](); return null })()`)
 	tb.wait(`document.getElementById("found").textContent.includes("No result with this ID")`)
 	tb.says("#found code", "sidecar await --brokers "+w.broker+" --topic workflow-results --since 168h", "--correlation-id "+nobody)
 	tb.search("  ")

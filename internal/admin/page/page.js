@@ -541,9 +541,11 @@ async function find(id) {
   await seek();
 }
 
-// seek asks by both kinds of ID: the caller need not know which one it is.
+// seek asks by both kinds of ID: the caller need not know which one it is. What
+// comes after another search has begun is not shown.
 async function seek() {
   const id = sought.id;
+  let found;
   try {
     const listed = (await ask(`v1/results?correlation_id=${id}&newest=true&limit=${SHOWN}`)).results;
     let results = listed;
@@ -552,10 +554,12 @@ async function seek() {
       const one = await ask(`v1/results/${id}`, [404]);
       [results, by] = [one ? [one] : [], "event ID"];
     }
-    if (sought?.id === id) sought = { id, results, by, more: listed.length === SHOWN };
+    found = { id, results, by, more: listed.length === SHOWN };
   } catch (error) {
-    if (sought?.id === id) sought = { id, error: `The search failed: ${error.message}` };
+    found = { id, error: `The search failed: ${error.message}` };
   }
+  if (sought.id !== id) return;
+  sought = found;
   showFound();
 }
 
