@@ -6,16 +6,26 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/spf13/pflag"
+
 	"workflow-results-sidecar/internal/await"
 	"workflow-results-sidecar/internal/result"
 )
 
 type awaitCmd struct {
 	kafkaFlags
-	Topic         string        `help:"Topic of the results." default:"workflow-results"`
-	CorrelationID string        `help:"Event ID of the trigger." required:"" placeholder:"UUID"`
-	Timeout       time.Duration `help:"How long to wait." default:"60s"`
-	Since         time.Duration `help:"How far back to look." default:"1h"`
+	Topic         string
+	CorrelationID string
+	Timeout       time.Duration
+	Since         time.Duration
+}
+
+func (c *awaitCmd) bind(flags *pflag.FlagSet) {
+	c.kafkaFlags.bind(flags)
+	flags.StringVar(&c.Topic, "topic", "workflow-results", "Topic of the results")
+	flags.StringVar(&c.CorrelationID, "correlation-id", "", "Event ID of the trigger, a `UUID`")
+	flags.DurationVar(&c.Timeout, "timeout", 60*time.Second, "How long to wait")
+	flags.DurationVar(&c.Since, "since", time.Hour, "How far back to look")
 }
 
 // Help is shown by --help.
@@ -27,6 +37,17 @@ Prints the result event as JSON. Exit status: 0 success; 1 the workflow's failur
 2 time-out, or a wrong call; 128 + n when signal n ended the wait.`
 }
 
+// Validate refuses to wait for nothing.
+func (c *awaitCmd) Validate() error {
+	if c.CorrelationID == "" {
+		return errors.New("--correlation-id is missing: the event ID of the trigger")
+	}
+	if c.Timeout <= 0 || c.Since <= 0 {
+		return errors.New("--timeout and --since must be above 0")
+	}
+	return errors.Join(checkTopic(c.Topic), c.check())
+}
+
 // Run waits and prints the event as it lies in Kafka.
 func (c *awaitCmd) Run(e *env) error {
 	id, err := parseID("--correlation-id", c.CorrelationID)
@@ -35,12 +56,6 @@ func (c *awaitCmd) Run(e *env) error {
 	}
 	client, err := c.config().Options()
 	if err != nil {
-		return &exitError{exitUsage, err}
-	}
-	if c.Timeout <= 0 || c.Since <= 0 {
-		return usage("--timeout and --since must be above 0")
-	}
-	if err := errors.Join(checkTopic(c.Topic), c.check()); err != nil {
 		return &exitError{exitUsage, err}
 	}
 	ctx, cancel := context.WithTimeout(e.ctx, c.Timeout)

@@ -11,8 +11,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/alecthomas/kong"
 	"github.com/google/uuid"
+	"github.com/spf13/pflag"
 
 	"workflow-results-sidecar/internal/await"
 	"workflow-results-sidecar/internal/ipc"
@@ -72,16 +72,11 @@ func demoSettings(dir string) (*runCmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	var cmd runCmd
-	parser, err := kong.New(&cmd)
-	if err != nil {
-		return nil, fmt.Errorf("parse the demo's settings: %w", err)
-	}
-	_, err = parser.Parse([]string{"--socket", filepath.Join(dir, "s"), "--data-dir", filepath.Join(dir, "data"), "--brokers", broker, "--embedded-broker", "--linger", "0s"})
-	if err != nil {
-		return nil, fmt.Errorf("parse the demo's settings: %w", err)
-	}
-	return &cmd, nil
+	cmd := new(runCmd)
+	cmd.bind(pflag.NewFlagSet("demo", pflag.ContinueOnError)) // sets the defaults
+	cmd.Socket, cmd.DataDir = filepath.Join(dir, "s"), filepath.Join(dir, "data")
+	cmd.Brokers, cmd.EmbeddedBroker, cmd.Linger = []string{broker}, true, 0
+	return cmd, nil
 }
 
 func freeAddress() (string, error) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"workflow-results-sidecar/internal/metrics"
@@ -23,8 +24,18 @@ type outboxDrainCmd struct {
 	topicFlags
 	deliveryFlag
 	logFlags
-	ExitWhenEmpty bool          `help:"End when nothing is pending; else go on until told to end."`
-	Timeout       time.Duration `help:"Give up after this; 0 never." default:"0s"`
+	ExitWhenEmpty bool
+	Timeout       time.Duration
+}
+
+func (c *outboxDrainCmd) bind(flags *pflag.FlagSet) {
+	c.dataFlags.bind(flags)
+	c.kafkaFlags.bind(flags)
+	c.topicFlags.bind(flags)
+	c.deliveryFlag.bind(flags)
+	c.logFlags.bind(flags)
+	flags.BoolVar(&c.ExitWhenEmpty, "exit-when-empty", false, "End when nothing is pending; else go on until told to end")
+	flags.DurationVar(&c.Timeout, "timeout", 0, "Give up after this; 0 never")
 }
 
 // Help is shown by --help.
@@ -35,7 +46,7 @@ func (outboxDrainCmd) Help() string {
 For a volume whose pod is gone. Exit status 0 only if nothing is pending any more.`
 }
 
-// Validate is called by kong after parsing.
+// Validate refuses values that cannot be meant.
 func (c *outboxDrainCmd) Validate() error {
 	return errors.Join(c.kafkaFlags.check(), c.topicFlags.check(), atLeast("--timeout", c.Timeout, 0))
 }

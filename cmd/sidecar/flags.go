@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/spf13/pflag"
 
 	"workflow-results-sidecar/internal/kafkaconn"
 	"workflow-results-sidecar/internal/publisher"
@@ -22,25 +23,47 @@ import (
 
 // socketFlag is shared by all commands that speak to a running sidecar.
 type socketFlag struct {
-	Socket string `help:"Unix socket of the sidecar (${default})." default:"/run/workflow-results/sidecar.sock" placeholder:"PATH"`
+	Socket string
+}
+
+func (f *socketFlag) bind(flags *pflag.FlagSet) {
+	flags.StringVar(&f.Socket, "socket", "/run/workflow-results/sidecar.sock", "`PATH` of the sidecar's Unix socket")
 }
 
 type dataFlags struct {
-	DataDir        string `help:"Directory of the outbox, of one sidecar alone (${default})." default:"/var/lib/workflow-results" placeholder:"DIR"`
-	AllowNetworkFS bool   `help:"Accept a data directory on a network file system." name:"allow-network-fs"`
+	DataDir        string
+	AllowNetworkFS bool
+}
+
+func (f *dataFlags) bind(flags *pflag.FlagSet) {
+	flags.StringVar(&f.DataDir, "data-dir", "/var/lib/workflow-results", "`DIR` of the outbox, of one sidecar alone")
+	flags.BoolVar(&f.AllowNetworkFS, "allow-network-fs", false, "Accept a data directory on a network file system")
 }
 
 type kafkaFlags struct {
-	Brokers            []string `help:"Kafka brokers, host:port (${default})." default:"127.0.0.1:9092" placeholder:"HOST:PORT"`
-	KafkaTLS           bool     `help:"Use TLS." name:"kafka-tls"`
-	KafkaCAFile        string   `help:"CA certificates (PEM)." name:"kafka-ca-file" placeholder:"FILE"`
-	KafkaCertFile      string   `help:"Client certificate (PEM)." name:"kafka-cert-file" placeholder:"FILE"`
-	KafkaKeyFile       string   `help:"Client key (PEM)." name:"kafka-key-file" placeholder:"FILE"`
-	KafkaTLSServerName string   `help:"Name that the brokers' certificates carry, if not their host." name:"kafka-tls-server-name" placeholder:"NAME"`
-	KafkaSASL          string   `help:"SASL mechanism: plain, scram-sha-256, scram-sha-512, oauthbearer." name:"kafka-sasl" enum:",plain,scram-sha-256,scram-sha-512,oauthbearer" default:"" placeholder:"MECHANISM"`
-	KafkaUsername      string   `help:"SASL user." placeholder:"NAME"`
-	KafkaPasswordFile  string   `help:"File with the SASL password; or set SIDECAR_KAFKA_PASSWORD." placeholder:"FILE"`
-	KafkaTokenFile     string   `help:"File with the OAUTHBEARER token." placeholder:"FILE"`
+	Brokers            []string
+	KafkaTLS           bool
+	KafkaCAFile        string
+	KafkaCertFile      string
+	KafkaKeyFile       string
+	KafkaTLSServerName string
+	KafkaSASL          string
+	KafkaUsername      string
+	KafkaPasswordFile  string
+	KafkaTokenFile     string
+}
+
+func (f *kafkaFlags) bind(flags *pflag.FlagSet) {
+	flags.StringSliceVar(&f.Brokers, "brokers", []string{"127.0.0.1:9092"}, "Kafka brokers, each `HOST:PORT`")
+	flags.BoolVar(&f.KafkaTLS, "kafka-tls", false, "Use TLS")
+	flags.StringVar(&f.KafkaCAFile, "kafka-ca-file", "", "`FILE` with CA certificates (PEM)")
+	flags.StringVar(&f.KafkaCertFile, "kafka-cert-file", "", "`FILE` with the client certificate (PEM)")
+	flags.StringVar(&f.KafkaKeyFile, "kafka-key-file", "", "`FILE` with the client key (PEM)")
+	flags.StringVar(&f.KafkaTLSServerName, "kafka-tls-server-name", "", "`NAME` that the brokers' certificates carry, if not their host")
+	enumVar(flags, &f.KafkaSASL, "kafka-sasl", "", "SASL `MECHANISM`: plain, scram-sha-256, scram-sha-512, oauthbearer", "plain", "scram-sha-256", "scram-sha-512", "oauthbearer")
+	flags.StringVar(&f.KafkaUsername, "kafka-username", "", "`NAME` of the SASL user")
+	flags.StringVar(&f.KafkaPasswordFile, "kafka-password-file", "", "`FILE` with the SASL password; or set SIDECAR_KAFKA_PASSWORD")
+	flags.StringVar(&f.KafkaTokenFile, "kafka-token-file", "", "`FILE` with the OAUTHBEARER token")
 }
 
 func (f kafkaFlags) config() kafkaconn.Config {
@@ -52,13 +75,23 @@ func (f kafkaFlags) config() kafkaconn.Config {
 }
 
 type topicFlags struct {
-	Topic                  string        `help:"Topic of the results; the watermarks are in TOPIC-watermarks." default:"workflow-results"`
-	TopicPartitions        int32         `help:"Partitions, where the topic is made." default:"6"`
-	TopicReplicationFactor int16         `help:"Replication factor, where the topic is made; -1 is the broker's default." default:"-1"`
-	TopicRetention         time.Duration `help:"retention.ms asked of the topic." default:"168h"`
-	TopicMaxMessageBytes   int64         `help:"max.message.bytes asked of the topic." default:"1048588"`
-	TopicCompression       string        `help:"compression.type asked of the topic." enum:"producer,uncompressed,gzip,snappy,lz4,zstd" default:"producer"`
-	TopicMinInsyncReplicas int           `help:"min.insync.replicas asked of the topic; 0 asks for none." default:"0"`
+	Topic                  string
+	TopicPartitions        int32
+	TopicReplicationFactor int16
+	TopicRetention         time.Duration
+	TopicMaxMessageBytes   int64
+	TopicCompression       string
+	TopicMinInsyncReplicas int
+}
+
+func (f *topicFlags) bind(flags *pflag.FlagSet) {
+	flags.StringVar(&f.Topic, "topic", "workflow-results", "Topic of the results; the watermarks are in TOPIC-watermarks")
+	flags.Int32Var(&f.TopicPartitions, "topic-partitions", 6, "Partitions, where the topic is made")
+	flags.Int16Var(&f.TopicReplicationFactor, "topic-replication-factor", -1, "Replication factor, where the topic is made; -1 is the broker's default")
+	flags.DurationVar(&f.TopicRetention, "topic-retention", 168*time.Hour, "retention.ms asked of the topic")
+	flags.Int64Var(&f.TopicMaxMessageBytes, "topic-max-message-bytes", 1048588, "max.message.bytes asked of the topic")
+	enumVar(flags, &f.TopicCompression, "topic-compression", "producer", "compression.type asked of the topic: producer, uncompressed, gzip, snappy, lz4 or zstd", "producer", "uncompressed", "gzip", "snappy", "lz4", "zstd")
+	flags.IntVar(&f.TopicMinInsyncReplicas, "topic-min-insync-replicas", 0, "min.insync.replicas asked of the topic; 0 asks for none")
 }
 
 func (f topicFlags) specs() (results, watermarks publisher.TopicSpec) {
@@ -134,13 +167,18 @@ func atLeast[T cmp.Ordered](flag string, got, least T) error {
 }
 
 type logFlags struct {
-	LogFormat string `help:"text or json." enum:"text,json" default:"text"`
-	LogLevel  string `help:"debug, info, warn or error." enum:"debug,info,warn,error" default:"info"`
+	LogFormat string
+	LogLevel  string
+}
+
+func (f *logFlags) bind(flags *pflag.FlagSet) {
+	enumVar(flags, &f.LogFormat, "log-format", "text", "text or json", "text", "json")
+	enumVar(flags, &f.LogLevel, "log-level", "info", "debug, info, warn or error", "debug", "info", "warn", "error")
 }
 
 func (f logFlags) logger(w io.Writer) *slog.Logger {
 	var level slog.Level
-	_ = level.UnmarshalText([]byte(f.LogLevel)) // one of the four: kong has seen to it
+	_ = level.UnmarshalText([]byte(f.LogLevel)) // one of the four: enum has seen to it
 	opts := &slog.HandlerOptions{Level: level}
 	if f.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(w, opts))

@@ -11,10 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strings"
 	"syscall"
-
-	"github.com/alecthomas/kong"
 )
 
 // Exit statuses. await has its own meaning for 1 and 2.
@@ -37,17 +34,6 @@ func (e *exitError) Error() string {
 }
 
 func (e *exitError) Unwrap() error { return e.err }
-
-type cli struct {
-	Run         runCmd         `cmd:"" help:"Take results over the socket and publish them."`
-	Demo        demoCmd        `cmd:"" help:"Show the whole way of three results, with an embedded broker."`
-	Await       awaitCmd       `cmd:"" help:"Wait for the result of one trigger and print it."`
-	Status      statusCmd      `cmd:"" help:"Tell how a running sidecar is."`
-	Outbox      outboxCmd      `cmd:"" help:"Look into the outbox, with or without a running sidecar."`
-	Topic       topicCmd       `cmd:"" help:"Make the topics, or report how they differ."`
-	Healthcheck healthcheckCmd `cmd:"" help:"Exit 0 if the sidecar is alive (or ready): a probe without a port."`
-	Version     versionCmd     `cmd:"" help:"Tell the version."`
-}
 
 // env is what commands need of the process; tests bring their own.
 type env struct {
@@ -83,32 +69,18 @@ func main() {
 
 // execute is the program: arguments in, exit status out.
 func execute(args []string, signals <-chan os.Signal, stdout, stderr io.Writer) int {
-	var c cli
-	code := -1
-	parser, err := kong.New(&c,
-		kong.Name("sidecar"),
-		kong.Description("Hands the results of a workflow process to Kafka, exactly once.\n\nEvery flag can come from the environment: SIDECAR_SOCKET stands for --socket."),
-		kong.DefaultEnvars("SIDECAR"),
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(status int) { code = status }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
-	)
+	called, words, err := parse(args, stdout)
 	if err != nil {
-		fmt.Fprintln(stderr, "sidecar:", err)
+		fmt.Fprintf(stderr, "sidecar: %v\nSee: %s --help\n", err, words)
 		return exitUsage
 	}
-	parsed, err := parser.Parse(args)
-	if code >= 0 {
-		return code // --help has been answered
+	if called == nil {
+		return 0 // the help has been printed
 	}
-	if err != nil {
-		fmt.Fprintf(stderr, "sidecar: %v\nSee: sidecar %s--help\n", err, commandOf(err))
-		return exitUsage
-	}
-	return runCommand(parsed, signals, stdout, stderr)
+	return perform(called, signals, stdout, stderr)
 }
 
-func runCommand(parsed *kong.Context, signals <-chan os.Signal, stdout, stderr io.Writer) int {
+func perform(called action, signals <-chan os.Signal, stdout, stderr io.Writer) int {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	second := make(chan os.Signal, 2)
@@ -118,7 +90,7 @@ func runCommand(parsed *kong.Context, signals <-chan os.Signal, stdout, stderr i
 			second <- s
 		}
 	}()
-	err := parsed.Run(&env{ctx: ctx, signals: second, stdout: stdout, stderr: stderr})
+	err := called.Run(&env{ctx: ctx, signals: second, stdout: stdout, stderr: stderr})
 	var exit *exitError
 	switch {
 	case err == nil:
@@ -132,21 +104,6 @@ func runCommand(parsed *kong.Context, signals <-chan os.Signal, stdout, stderr i
 		fmt.Fprintln(stderr, "sidecar:", err)
 		return exitFailed
 	}
-}
-
-// commandOf returns the words of the command that was recognised, for the hint at
-// its help.
-func commandOf(err error) string {
-	var b strings.Builder
-	var parse *kong.ParseError
-	if errors.As(err, &parse) {
-		for _, step := range parse.Context.Path {
-			if step.Command != nil {
-				b.WriteString(step.Command.Name + " ")
-			}
-		}
-	}
-	return b.String()
 }
 
 func usage(format string, args ...any) error {

@@ -12,27 +12,23 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/pflag"
 
 	"workflow-results-sidecar/internal/ipc"
 	"workflow-results-sidecar/internal/metrics"
 	"workflow-results-sidecar/internal/outbox"
 )
 
-type outboxCmd struct {
-	List    outboxListCmd    `cmd:"" help:"List results and where each is."`
-	Show    outboxShowCmd    `cmd:"" help:"Show one result."`
-	Retry   outboxRetryCmd   `cmd:"" help:"Try a parked result again."`
-	Purge   outboxPurgeCmd   `cmd:"" help:"Remove a parked result for good."`
-	Drain   outboxDrainCmd   `cmd:"" help:"Publish what is left in a data directory, without a socket."`
-	Check   outboxCheckCmd   `cmd:"" help:"Check the whole file (no sidecar may run on it)."`
-	Recover outboxRecoverCmd `cmd:"" help:"Copy every readable result of a damaged outbox into a new one."`
-}
-
 // storeFlags lead to an outbox: through the socket of a running sidecar, else
 // to its files.
 type storeFlags struct {
 	socketFlag
 	dataFlags
+}
+
+func (c *storeFlags) bind(flags *pflag.FlagSet) {
+	c.socketFlag.bind(flags)
+	c.dataFlags.bind(flags)
 }
 
 // store is what the commands need; ipc.Client and outbox.Outbox have it.
@@ -85,11 +81,20 @@ func (c *dataFlags) withFiles(e *env, f func(*outbox.Outbox) error) (err error) 
 
 type outboxListCmd struct {
 	storeFlags
-	State         string `help:"pending, published or parked." enum:",pending,published,parked" default:""`
-	CorrelationID string `help:"Only those of one trigger." placeholder:"UUID"`
-	After         int64  `help:"Only those with a greater seq." default:"0"`
-	Limit         int    `help:"How many at most, 1 to 1000." default:"50"`
-	JSON          bool   `help:"Print JSON." name:"json"`
+	State         string
+	CorrelationID string
+	After         int64
+	Limit         int
+	JSON          bool
+}
+
+func (c *outboxListCmd) bind(flags *pflag.FlagSet) {
+	c.storeFlags.bind(flags)
+	enumVar(flags, &c.State, "state", "", "pending, published or parked", "pending", "published", "parked")
+	flags.StringVar(&c.CorrelationID, "correlation-id", "", "Only those of one trigger: its `UUID`")
+	flags.Int64Var(&c.After, "after", 0, "Only those with a greater seq")
+	flags.IntVar(&c.Limit, "limit", 50, "How many at most, 1 to 1000")
+	flags.BoolVar(&c.JSON, "json", false, "Print JSON")
 }
 
 // Help is shown by --help.
@@ -163,7 +168,7 @@ func printJSON(w io.Writer, v any) error {
 
 type oneResult struct {
 	storeFlags
-	EventID string `arg:"" help:"Event ID of the result."`
+	EventID string
 }
 
 // on calls f with the outbox and the event ID.
@@ -177,8 +182,13 @@ func (c *oneResult) on(e *env, f func(store, uuid.UUID) error) error {
 
 type outboxShowCmd struct {
 	storeFlags
-	ID   string `arg:"" help:"Event ID of a result, or correlation ID of a trigger: then all of its results."`
-	JSON bool   `help:"Print JSON, an array for a correlation ID." name:"json"`
+	ID   string
+	JSON bool
+}
+
+func (c *outboxShowCmd) bind(flags *pflag.FlagSet) {
+	c.storeFlags.bind(flags)
+	flags.BoolVar(&c.JSON, "json", false, "Print JSON, an array for a correlation ID")
 }
 
 // Help is shown by --help.
@@ -293,12 +303,25 @@ func (c *outboxRetryCmd) Run(e *env) error {
 
 type outboxPurgeCmd struct {
 	oneResult
-	Yes bool `help:"Really remove it." required:"" env:"-"` // a guard that the environment must not lift
+	Yes bool
+}
+
+func (c *outboxPurgeCmd) bind(flags *pflag.FlagSet) {
+	c.oneResult.bind(flags)
+	flags.BoolVar(&c.Yes, noVariable, false, "Really remove it")
 }
 
 // Help is shown by --help.
 func (outboxPurgeCmd) Help() string {
 	return "Example:\n  sidecar outbox purge --yes 0192f0c1-7b1e-7cc3-9d2a-0123456789ab\n\nThe result is gone: whoever waits for it runs into the time-out."
+}
+
+// Validate refuses to remove what was not asked for.
+func (c *outboxPurgeCmd) Validate() error {
+	if !c.Yes {
+		return errors.New("--yes is missing: the result would be gone for good")
+	}
+	return nil
 }
 
 // Run removes a parked result.
@@ -343,7 +366,12 @@ func (c *outboxCheckCmd) Run(e *env) error {
 
 type outboxRecoverCmd struct {
 	dataFlags
-	To string `help:"A new data directory." required:"" placeholder:"DIR"`
+	To string
+}
+
+func (c *outboxRecoverCmd) bind(flags *pflag.FlagSet) {
+	c.dataFlags.bind(flags)
+	flags.StringVar(&c.To, "to", "", "`DIR` for the new outbox")
 }
 
 // Help is shown by --help.
@@ -354,6 +382,14 @@ func (outboxRecoverCmd) Help() string {
 The new outbox has a new ID. Results whose publication can no longer be told are pending in it:
 readers may see them twice, each with the same ce_id. Of the damaged directory outbox.db is only read.
 Exit status 1 where damage hides results: how many at most is told.`
+}
+
+// Validate refuses to have no place to copy to.
+func (c *outboxRecoverCmd) Validate() error {
+	if c.To == "" {
+		return errors.New("--to is missing: the new data directory")
+	}
+	return nil
 }
 
 // Run copies what can be read.

@@ -7,11 +7,16 @@ import (
 	"os"
 	"syscall"
 
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 )
 
 type parentFlag struct {
-	ParentFD int `help:"Inherited read end of a pipe: when its other end is closed, because the parent has ended, end as on SIGTERM. -1 is none." name:"parent-fd" default:"-1" placeholder:"FD"`
+	ParentFD int
+}
+
+func (f *parentFlag) bind(flags *pflag.FlagSet) {
+	flags.IntVar(&f.ParentFD, "parent-fd", -1, "`FD` of the inherited read end of a pipe: when its other end is closed, because the parent has ended, end as on SIGTERM; -1 is none")
 }
 
 // watch returns e such that the parent's end counts as the first SIGTERM. The

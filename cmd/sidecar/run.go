@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/pflag"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/plugin/kprom"
 	"github.com/twmb/franz-go/plugin/kslog"
@@ -27,16 +28,29 @@ import (
 )
 
 type outboxFlags struct {
-	MaxRows     int64         `help:"Results held at most, published ones in their windows included." default:"10000000"`
-	MaxBytes    int64         `help:"Bytes of results held at most." default:"8589934592"`
-	History     time.Duration `help:"How long the payload of a published result is kept." default:"24h"`
-	DedupWindow time.Duration `help:"How long a published event ID is recognised." default:"168h"`
-	DedupRows   int64         `help:"Published results kept at most." default:"5000000"`
+	MaxRows     int64
+	MaxBytes    int64
+	History     time.Duration
+	DedupWindow time.Duration
+	DedupRows   int64
+}
+
+func (f *outboxFlags) bind(flags *pflag.FlagSet) {
+	flags.Int64Var(&f.MaxRows, "max-rows", 10000000, "Results held at most, published ones in their windows included")
+	flags.Int64Var(&f.MaxBytes, "max-bytes", 8589934592, "Bytes of results held at most")
+	flags.DurationVar(&f.History, "history", 24*time.Hour, "How long the payload of a published result is kept")
+	flags.DurationVar(&f.DedupWindow, "dedup-window", 168*time.Hour, "How long a published event ID is recognised")
+	flags.Int64Var(&f.DedupRows, "dedup-rows", 5000000, "Published results kept at most")
 }
 
 type deliveryFlag struct {
-	Delivery string `help:"exactly-once (Kafka transactions) or at-least-once." enum:"exactly-once,at-least-once" default:"exactly-once"`
-	CESource string `help:"The ce_source header of the records." name:"ce-source" default:"/workflow-results-sidecar" placeholder:"URI"`
+	Delivery string
+	CESource string
+}
+
+func (f *deliveryFlag) bind(flags *pflag.FlagSet) {
+	enumVar(flags, &f.Delivery, "delivery", "exactly-once", "exactly-once (Kafka transactions) or at-least-once", "exactly-once", "at-least-once")
+	flags.StringVar(&f.CESource, "ce-source", "/workflow-results-sidecar", "The ce_source header of the records, a `URI`")
 }
 
 type runCmd struct {
@@ -49,22 +63,46 @@ type runCmd struct {
 	logFlags
 	parentFlag
 
-	SocketMode     string   `help:"Mode of the socket." default:"0660"`
-	SocketGID      int      `help:"Group of the socket; -1 is the process's own." name:"socket-gid" default:"-1"`
-	AllowUID       []uint32 `help:"Only these UIDs may connect (and the GIDs of --allow-gid)." name:"allow-uid" placeholder:"UID"`
-	AllowGID       []uint32 `help:"Only peers with one of these GIDs among their groups may connect (and the UIDs of --allow-uid)." name:"allow-gid" placeholder:"GID"`
-	OperatorUID    []uint32 `help:"UIDs that may retry and purge parked results; default: root and the sidecar's own." name:"operator-uid" placeholder:"UID"`
-	MaxConnections int      `help:"Connections at most; more wait." default:"1024"`
-	ShowPayload    bool     `help:"Answer GET /v1/results/{event_id}?payload=true with the payload."`
+	SocketMode     string
+	SocketGID      int
+	AllowUID       []uint32
+	AllowGID       []uint32
+	OperatorUID    []uint32
+	MaxConnections int
+	ShowPayload    bool
 
-	AdminAddr    string   `help:"TCP address of probes, metrics, status and a page for people, such as 127.0.0.1:9464; off unless given." placeholder:"HOST:PORT"`
-	AdminHost    []string `help:"Names that a Host header may carry, beside IP addresses and localhost." placeholder:"NAME"`
-	AdminResults bool     `help:"Show results and search on the page of --admin-addr: IDs, states, reasons; payloads need --show-payload as well."`
+	AdminAddr    string
+	AdminHost    []string
+	AdminResults bool
 
-	Linger          time.Duration `help:"On SIGTERM: end when no client has been connected for so long and nothing is pending." default:"1s"`
-	ShutdownTimeout time.Duration `help:"On SIGTERM: end at the latest after this." default:"25s"`
+	Linger          time.Duration
+	ShutdownTimeout time.Duration
 
-	EmbeddedBroker bool `help:"Start an in-process broker at the address of --brokers: for a first try, keeps nothing."`
+	EmbeddedBroker bool
+}
+
+func (c *runCmd) bind(flags *pflag.FlagSet) {
+	c.socketFlag.bind(flags)
+	c.dataFlags.bind(flags)
+	c.outboxFlags.bind(flags)
+	c.kafkaFlags.bind(flags)
+	c.topicFlags.bind(flags)
+	c.deliveryFlag.bind(flags)
+	c.logFlags.bind(flags)
+	c.parentFlag.bind(flags)
+	flags.StringVar(&c.SocketMode, "socket-mode", "0660", "`MODE` of the socket")
+	flags.IntVar(&c.SocketGID, "socket-gid", -1, "`GID` of the socket; -1 is the process's own")
+	idsVar(flags, &c.AllowUID, "allow-uid", "Only these `UID`s may connect (and the GIDs of --allow-gid)")
+	idsVar(flags, &c.AllowGID, "allow-gid", "Only peers with one of these `GID`s among their groups may connect (and the UIDs of --allow-uid)")
+	idsVar(flags, &c.OperatorUID, "operator-uid", "`UID`s that may retry and purge parked results; default: root and the sidecar's own")
+	flags.IntVar(&c.MaxConnections, "max-connections", 1024, "Connections at most; more wait")
+	flags.BoolVar(&c.ShowPayload, "show-payload", false, "Answer GET /v1/results/{event_id}?payload=true with the payload")
+	flags.StringVar(&c.AdminAddr, "admin-addr", "", "TCP address of probes, metrics, status and a page for people, `HOST:PORT` such as 127.0.0.1:9464; off unless given")
+	flags.StringSliceVar(&c.AdminHost, "admin-host", nil, "`NAME`s that a Host header may carry, beside IP addresses and localhost")
+	flags.BoolVar(&c.AdminResults, "admin-results", false, "Show results and search on the page of --admin-addr: IDs, states, reasons; payloads need --show-payload as well")
+	flags.DurationVar(&c.Linger, "linger", time.Second, "On SIGTERM: end when no client has been connected for so long and nothing is pending")
+	flags.DurationVar(&c.ShutdownTimeout, "shutdown-timeout", 25*time.Second, "On SIGTERM: end at the latest after this")
+	flags.BoolVar(&c.EmbeddedBroker, "embedded-broker", false, "Start an in-process broker at the address of --brokers: for a first try, keeps nothing")
 }
 
 // Help is shown by --help.
@@ -78,7 +116,7 @@ directory, is told by number in the last line of the log, and goes out with the 
 status is 0 all the same.`
 }
 
-// Validate is called by kong after parsing.
+// Validate refuses values that cannot be meant.
 func (c *runCmd) Validate() error {
 	mode, err := strconv.ParseUint(c.SocketMode, 8, 32)
 	if err != nil || mode > 0o777 || mode&0o600 != 0o600 {

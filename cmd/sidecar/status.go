@@ -10,12 +10,19 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/spf13/pflag"
+
 	"workflow-results-sidecar/internal/ipc"
 )
 
 type healthcheckCmd struct {
 	socketFlag
-	Ready bool `help:"Ask whether it can accept results, not only whether it is alive."`
+	Ready bool
+}
+
+func (c *healthcheckCmd) bind(flags *pflag.FlagSet) {
+	c.socketFlag.bind(flags)
+	flags.BoolVar(&c.Ready, "ready", false, "Ask whether it can accept results, not only whether it is alive")
 }
 
 // Help is shown by --help.
@@ -36,9 +43,16 @@ func (c *healthcheckCmd) Run(e *env) error {
 
 type statusCmd struct {
 	socketFlag
-	JSON  bool          `help:"Print JSON." name:"json"`
-	Watch bool          `help:"Show it again and again, with rates, until interrupted; a sidecar that is gone is waited for."`
-	Every time.Duration `help:"With --watch: how often." default:"2s"`
+	JSON  bool
+	Watch bool
+	Every time.Duration
+}
+
+func (c *statusCmd) bind(flags *pflag.FlagSet) {
+	c.socketFlag.bind(flags)
+	flags.BoolVar(&c.JSON, "json", false, "Print JSON")
+	flags.BoolVar(&c.Watch, "watch", false, "Show it again and again, with rates, until interrupted; a sidecar that is gone is waited for")
+	flags.DurationVar(&c.Every, "every", 2*time.Second, "With --watch: how often")
 }
 
 // Help is shown by --help.
@@ -46,7 +60,7 @@ func (statusCmd) Help() string {
 	return "Example:\n  sidecar status --watch --socket /run/workflow-results/sidecar.sock\n\nWithout a running sidecar: sidecar outbox list --data-dir DIR"
 }
 
-// Validate is called by kong after parsing.
+// Validate refuses values that cannot be meant.
 func (c *statusCmd) Validate() error {
 	if c.Watch && c.JSON {
 		return errors.New("--watch and --json exclude each other")

@@ -8,6 +8,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/spf13/pflag"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -17,8 +18,15 @@ import (
 type topicCmd struct {
 	kafkaFlags
 	topicFlags
-	JSON    bool          `help:"Print JSON." name:"json"`
-	Timeout time.Duration `help:"How long to wait for brokers that are away." default:"30s"`
+	JSON    bool
+	Timeout time.Duration
+}
+
+func (c *topicCmd) bind(flags *pflag.FlagSet) {
+	c.kafkaFlags.bind(flags)
+	c.topicFlags.bind(flags)
+	flags.BoolVar(&c.JSON, "json", false, "Print JSON")
+	flags.DurationVar(&c.Timeout, "timeout", 30*time.Second, "How long to wait for brokers that are away")
 }
 
 // Help is shown by --help.
@@ -30,7 +38,7 @@ Makes the results topic and its watermark topic where they are missing; alters n
 Exit status 1 if a topic differs from what was asked.`
 }
 
-// Validate is called by kong after parsing.
+// Validate refuses values that cannot be meant.
 func (c *topicCmd) Validate() error {
 	return errors.Join(c.kafkaFlags.check(), c.topicFlags.check())
 }

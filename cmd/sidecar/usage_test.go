@@ -9,23 +9,25 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/alecthomas/kong"
+	"github.com/spf13/cobra"
 
 	"workflow-results-sidecar/internal/outbox"
 )
 
-// commands are the words of every command that can be run.
-func commands(t *testing.T) [][]string {
+// everyCommand are the words of every command that can be run.
+func everyCommand(t *testing.T) [][]string {
 	t.Helper()
-	parser, err := kong.New(&cli{})
-	if err != nil {
-		t.Fatal(err)
-	}
 	var all [][]string
-	for _, leaf := range parser.Model.Leaves(false) {
-		words := strings.Fields(leaf.Path())
-		all = append(all, slices.DeleteFunc(words, func(w string) bool { return strings.HasPrefix(w, "<") }))
+	var walk func(cmd *cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		if !cmd.HasSubCommands() && !cmd.Hidden {
+			all = append(all, strings.Fields(cmd.CommandPath())[1:])
+		}
+		for _, sub := range cmd.Commands() {
+			walk(sub)
+		}
 	}
+	walk(commands(new(action)))
 	if len(all) < 14 {
 		t.Fatalf("only %v", all)
 	}
@@ -35,7 +37,7 @@ func commands(t *testing.T) [][]string {
 // TestEveryHelpHasAnExampleThatParses also keeps examples true when flags change.
 func TestEveryHelpHasAnExampleThatParses(t *testing.T) {
 	example := regexp.MustCompile(`(?m)^\s*(sidecar .*)$`)
-	for _, words := range commands(t) {
+	for _, words := range everyCommand(t) {
 		name := strings.Join(words, " ")
 		t.Run(name, func(t *testing.T) {
 			help := succeed(t, append(words, "--help")...)
@@ -47,11 +49,7 @@ func TestEveryHelpHasAnExampleThatParses(t *testing.T) {
 			if match == nil || !strings.HasPrefix(match[1], "sidecar "+name) {
 				t.Fatalf("the example does not call sidecar %s:\n%s", name, help)
 			}
-			parser, err := kong.New(&cli{}, kong.Exit(func(int) {}), kong.Writers(io.Discard, io.Discard))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := parser.Parse(strings.Fields(match[1])[1:]); err != nil {
+			if called, _, err := parse(strings.Fields(match[1])[1:], io.Discard); err != nil || called == nil {
 				t.Errorf("%s: %v", match[1], err)
 			}
 		})
@@ -59,12 +57,12 @@ func TestEveryHelpHasAnExampleThatParses(t *testing.T) {
 }
 
 func TestUnknownFlagsAndBadValuesEndWithStatus2(t *testing.T) {
-	for _, words := range commands(t) {
+	for _, words := range everyCommand(t) {
 		fail(t, exitUsage, []string{"--no-such-flag", "See: sidecar " + strings.Join(words, " ") + " --help"}, append(words, "--no-such-flag")...)
 	}
 	for _, c := range []struct{ args, says string }{
 		{"", "run"},
-		{"runn", "run"},
+		{"runn", "did you mean run?"},
 		{"run --delivery sometimes", `"exactly-once","at-least-once"`},
 		{"run --socket-mode 999", "octal"},
 		{"run --max-rows 0", "--max-rows"},
@@ -123,8 +121,18 @@ func TestEveryFlagHasAnEnvironmentVariable(t *testing.T) {
 	fail(t, exitFailed, []string{"/tmp/of-the-flag.sock"}, "healthcheck", "--socket", "/tmp/of-the-flag.sock")
 	t.Setenv("SIDECAR_MAX_ROWS", "0")
 	fail(t, exitUsage, []string{"--max-rows"}, "run")
+	t.Setenv("SIDECAR_MAX_ROWS", "many")
+	fail(t, exitUsage, []string{"SIDECAR_MAX_ROWS in the environment"}, "run")
 	t.Setenv("SIDECAR_YES", "true") // but for the guard of what cannot be undone
 	fail(t, exitUsage, []string{"--yes"}, "outbox", "purge", "0192f0c1-7b1e-7cc3-9d2a-0123456789ab")
+}
+
+func TestHelpIsAskedForInTwoWays(t *testing.T) {
+	for _, words := range append(everyCommand(t), nil, []string{"outbox"}) {
+		if first, second := succeed(t, append(slices.Clone(words), "--help")...), succeed(t, append([]string{"help"}, words...)...); first != second || first == "" {
+			t.Errorf("%v: %d bytes are not %d", words, len(first), len(second))
+		}
+	}
 }
 
 func TestVersion(t *testing.T) {

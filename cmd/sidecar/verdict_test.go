@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/alecthomas/kong"
 	"github.com/google/go-cmp/cmp"
 
 	"workflow-results-sidecar/internal/testkit"
@@ -67,21 +66,22 @@ func parses(t *testing.T, line string) {
 		m = strings.ReplaceAll(strings.ReplaceAll(m, `'\''`, "\x00"), "'", "")
 		words = append(words, strings.ReplaceAll(m, "\x00", "'"))
 	}
-	var c cli
-	parser, err := kong.New(&c, kong.Exit(func(int) {}), kong.Writers(io.Discard, io.Discard))
-	if err != nil {
-		t.Fatal(err)
-	}
 	if words[0] != "sidecar" {
 		t.Errorf("%s", line)
 	}
-	if _, err := parser.Parse(words[1:]); err != nil {
+	called, _, err := parse(words[1:], io.Discard)
+	if err != nil {
 		t.Errorf("%s: %v", line, err)
 	}
-	for _, got := range []string{c.Status.Socket, c.Outbox.List.Socket} {
-		if strings.Contains(line, "--socket") && got != "/run/my sock" && got != "" && !strings.HasPrefix(got, "/run/workflow") {
-			t.Errorf("%s: socket %q", line, got)
-		}
+	var socket string
+	switch c := called.(type) {
+	case *statusCmd:
+		socket = c.Socket
+	case *outboxListCmd:
+		socket = c.Socket
+	}
+	if strings.Contains(line, "--socket") && socket != "/run/my sock" && socket != "" && !strings.HasPrefix(socket, "/run/workflow") {
+		t.Errorf("%s: socket %q", line, socket)
 	}
 }
 

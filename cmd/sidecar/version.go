@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 
 	"github.com/mattn/go-sqlite3"
+	"github.com/spf13/pflag"
 
 	"workflow-results-sidecar/internal/outbox"
 )
@@ -32,7 +33,11 @@ type versionReport struct {
 }
 
 type versionCmd struct {
-	JSON bool `help:"Print JSON." name:"json"`
+	JSON bool
+}
+
+func (c *versionCmd) bind(flags *pflag.FlagSet) {
+	flags.BoolVar(&c.JSON, "json", false, "Print JSON")
 }
 
 // Help is shown by --help.

@@ -41,7 +41,7 @@ func TestFlags(t *testing.T) {
 		t.Fatal(err)
 	}
 	flags := strings.Join(strings.Fields(string(help)), " ")
-	for _, text := range []string{"--shutdown-timeout=25s", "(/run/workflow-results/sidecar.sock)"} {
+	for _, text := range []string{"($SIDECAR_SHUTDOWN_TIMEOUT) (default 25s)", `($SIDECAR_SOCKET) (default "/run/workflow-results/sidecar.sock")`} {
 		if !strings.Contains(flags, text) {
 			t.Errorf("the help does not say %s", text)
 		}
