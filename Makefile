@@ -29,7 +29,7 @@ $(BIN): $(GOFILES) | need-go
 # on any Linux, and the same sources give the same bytes.
 STATIC  := .cache/static/sidecar
 $(STATIC): $(GOFILES) | need-go
-	CGO_ENABLED=1 go build -trimpath -buildvcs=false -tags sqlite_omit_load_extension,osusergo,netgo \
+	CGO_ENABLED=1 go build -trimpath -buildvcs=false -tags sqlite_omit_load_extension,osusergo,netgo,grpcnotrace \
 		-ldflags "-s -w -X main.buildVersion=$(VERSION) -linkmode external -extldflags -static" -o $@ ./cmd/sidecar
 
 .PHONY: wheel

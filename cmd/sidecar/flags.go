@@ -2,12 +2,14 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math"
 	"net"
+	"net/url"
 	"os"
 	"regexp"
 	"strconv"
@@ -19,6 +21,7 @@ import (
 
 	"workflow-results-sidecar/internal/kafkaconn"
 	"workflow-results-sidecar/internal/publisher"
+	"workflow-results-sidecar/internal/tracing"
 )
 
 // socketFlag is shared by all commands that speak to a running sidecar.
@@ -184,6 +187,34 @@ func (f logFlags) logger(w io.Writer) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, opts))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+type tracingFlag struct{ OTLPEndpoint string }
+
+func (f *tracingFlag) bind(flags *pflag.FlagSet) {
+	flags.StringVar(&f.OTLPEndpoint, "otlp-endpoint", "", "`URL` of a collector that takes OpenTelemetry traces (OTLP over HTTP), such as http://127.0.0.1:4318; off unless given; the rest is set by the OTEL_* variables, such as OTEL_TRACES_SAMPLER")
+}
+
+func (f tracingFlag) check() error {
+	if f.OTLPEndpoint == "" {
+		return nil
+	}
+	if u, err := url.Parse(f.OTLPEndpoint); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return fmt.Errorf("--otlp-endpoint %q must be a URL, such as http://127.0.0.1:4318", f.OTLPEndpoint)
+	}
+	return nil
+}
+
+// startTraces returns nil where they are off.
+func (f tracingFlag) startTraces(ctx context.Context, log *slog.Logger) (*tracing.Exporter, error) {
+	if f.OTLPEndpoint == "" {
+		return nil, nil
+	}
+	endpoint, err := url.Parse(f.OTLPEndpoint)
+	if err != nil {
+		return nil, fmt.Errorf("--otlp-endpoint: %w", err)
+	}
+	return tracing.Start(ctx, endpoint, version(), log)
 }
 
 // parseID reads a UUID argument.

@@ -25,6 +25,7 @@ import (
 	"workflow-results-sidecar/internal/metrics"
 	"workflow-results-sidecar/internal/outbox"
 	"workflow-results-sidecar/internal/publisher"
+	"workflow-results-sidecar/internal/tracing"
 )
 
 type outboxFlags struct {
@@ -61,6 +62,7 @@ type runCmd struct {
 	topicFlags
 	deliveryFlag
 	logFlags
+	tracingFlag
 	parentFlag
 
 	SocketMode     string
@@ -89,6 +91,7 @@ func (c *runCmd) bind(flags *pflag.FlagSet) {
 	c.topicFlags.bind(flags)
 	c.deliveryFlag.bind(flags)
 	c.logFlags.bind(flags)
+	c.tracingFlag.bind(flags)
 	c.parentFlag.bind(flags)
 	flags.StringVar(&c.SocketMode, "socket-mode", "0660", "`MODE` of the socket")
 	flags.IntVar(&c.SocketGID, "socket-gid", -1, "`GID` of the socket; -1 is the process's own")
@@ -139,7 +142,7 @@ func (c *runCmd) Validate() error {
 		atLeast("--socket-gid", c.SocketGID, -1),
 		atLeast("--linger", c.Linger, 0),
 		atLeast("--shutdown-timeout", c.ShutdownTimeout, 0),
-		c.kafkaFlags.check(), c.topicFlags.check())
+		c.kafkaFlags.check(), c.topicFlags.check(), c.tracingFlag.check())
 }
 
 // minOutboxBytes holds a result of Kafka's default limit.
@@ -188,6 +191,7 @@ type sidecar struct {
 	socket    *ipc.Server
 	admin     *admin.Server // nil where off
 	metrics   *metrics.Metrics
+	traces    *tracing.Exporter // nil where off
 	history   history
 	ending    atomic.Bool // asked to end, draining
 }
@@ -210,17 +214,27 @@ func newSidecar(ctx context.Context, c *runCmd, log *slog.Logger) (s *sidecar, e
 	if err != nil {
 		return s, &exitError{exitUsage, err}
 	}
+	if s.traces, err = c.startTraces(ctx, log); err != nil {
+		return s, err
+	}
 	registry := prometheus.NewRegistry()
 	m := metrics.New(registry)
 	s.metrics = m
 	if s.outbox, err = outbox.Open(ctx, c.outboxOptions(log, m)); err != nil {
 		return s, err
 	}
-	s.publisher = publisher.New(c.publisherOptions(client, s.outbox, log, m, registry))
+	publishing := c.publisherOptions(client, s.outbox, log, m, registry)
+	if s.traces != nil {
+		publishing.Hooks = append(publishing.Hooks, kgo.WithHooks(s.traces.PublishHook(c.Topic)))
+	}
+	s.publisher = publisher.New(publishing)
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collector{s.outbox, s.publisher})
 	observe := admin.Observe(admin.Sources{Alive: s.outbox.Alive, Ready: s.outbox.Ready, Broker: s.brokerState, Status: s.status, History: func() any { return s.history.report() }, Metrics: registry})
 	opts := c.socketOptions(log, m)
 	opts.Store, opts.Observe, opts.MaxResultBytes = s.outbox, observe, s.publisher.MaxResultBytes
+	if s.traces != nil {
+		opts.Tracer = s.traces.Tracer()
+	}
 	if c.AdminAddr != "" {
 		page := admin.Page(observe, nil)
 		if c.AdminResults {
@@ -323,6 +337,9 @@ func (s *sidecar) run(term context.Context, signals <-chan os.Signal) error {
 	err = errors.Join(err, back.Wait())
 	stopStore()
 	err = errors.Join(err, g.Wait())
+	if s.traces != nil {
+		s.traces.Stop()
+	}
 	s.tellWhatIsLeft()
 	err = errors.Join(err, s.outbox.Close())
 	s.stopFake()

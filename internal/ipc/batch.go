@@ -30,23 +30,22 @@ type batch struct {
 
 // postBatch takes NDJSON and answers a line for each, in order; the valid ones
 // share one commit. The answer as a whole is 200, or a problem if none was stored.
-func (s *Server) postBatch(w http.ResponseWriter, r *http.Request) {
+func (s *Server) postBatch(w http.ResponseWriter, r *http.Request) error {
 	wait, release, err := s.admit(r)
 	if err != nil {
-		s.refuse(w, err)
-		return
+		return err
 	}
 	defer release()
 	b, outs, err := s.takeBatch(w, r)
 	if err != nil {
-		s.refuse(w, err)
-		return
+		return err
 	}
 	if wait > 0 {
 		s.extendDeadline(w, wait)
 		s.waitBatch(r.Context(), b, outs, wait)
 	}
 	b.write(w)
+	return nil
 }
 
 // takeBatch reads a batch and appends what is valid. The body's memory is given
@@ -57,7 +56,7 @@ func (s *Server) takeBatch(w http.ResponseWriter, r *http.Request) (*batch, []ou
 		return nil, nil, err
 	}
 	defer s.done(body)
-	b, err := s.parseBatch(body.Bytes(), r.Header)
+	b, err := s.parseBatch(body.Bytes(), r)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -71,9 +70,9 @@ func (s *Server) takeBatch(w http.ResponseWriter, r *http.Request) (*batch, []ou
 	return b, outs, nil
 }
 
-func (s *Server) parseBatch(data []byte, h http.Header) (*batch, error) {
+func (s *Server) parseBatch(data []byte, r *http.Request) (*batch, error) {
 	var b batch
-	parent, state := traceContext(h)
+	parent, state := traceContext(r)
 	number := 0
 	for text := range bytes.Lines(data) {
 		number++

@@ -20,19 +20,17 @@ import (
 )
 
 // postResult takes one event: 201 after its commit is on disk.
-func (s *Server) postResult(w http.ResponseWriter, r *http.Request) {
+func (s *Server) postResult(w http.ResponseWriter, r *http.Request) error {
 	wait, release, err := s.admit(r)
 	if err != nil {
-		s.refuse(w, err)
-		return
+		return err
 	}
 	defer release()
 	out, err := s.take(w, r)
 	if err != nil {
-		s.refuse(w, err)
-		return
+		return err
 	}
-	s.answer(w, r, out, wait)
+	return s.answer(w, r, out, wait)
 }
 
 // take reads one event and appends it. The body's memory is given back before any
@@ -47,7 +45,7 @@ func (s *Server) take(w http.ResponseWriter, r *http.Request) (outbox.Outcome, e
 	if err != nil {
 		return outbox.Outcome{}, err
 	}
-	res.TraceParent, res.TraceState = traceContext(r.Header)
+	res.TraceParent, res.TraceState = traceContext(r)
 	outs, err := s.append(r.Context(), []result.Result{res})
 	if err != nil {
 		return outbox.Outcome{}, err
@@ -62,6 +60,7 @@ func (s *Server) append(ctx context.Context, rs []result.Result) ([]outbox.Outco
 	for _, out := range outs {
 		s.count(out)
 	}
+	traceOutcomes(ctx, outs)
 	return outs, err
 }
 
@@ -76,27 +75,27 @@ func (s *Server) count(out outbox.Outcome) {
 }
 
 // answer tells what became of an appended event, after waiting if asked to.
-func (s *Server) answer(w http.ResponseWriter, r *http.Request, out outbox.Outcome, wait time.Duration) {
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, out outbox.Outcome, wait time.Duration) error {
 	status := http.StatusCreated
 	if out.Duplicate {
 		status = http.StatusOK
 	}
 	if wait == 0 {
 		writeReceipt(w, status, receiptOf(out.Entry, out.Duplicate))
-		return
+		return nil
 	}
 	s.extendDeadline(w, wait)
 	e, err := s.waitPublished(r.Context(), out.Entry, wait)
 	switch {
 	case err != nil:
-		s.refuse(w, err)
-		return
+		return err
 	case e.State == outbox.Pending:
 		status = http.StatusAccepted
 	case e.State == outbox.Parked:
 		status = http.StatusOK
 	}
 	writeReceipt(w, status, receiptOf(e, out.Duplicate))
+	return nil
 }
 
 // extendDeadline keeps the answer from falling to the write time-out.

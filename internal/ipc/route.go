@@ -26,9 +26,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := r.URL.Path
 	switch {
 	case path == resultsPath:
-		s.dispatch(w, r, methods{http.MethodPost: s.postResult, http.MethodGet: s.listResults})
+		s.dispatch(w, r, methods{http.MethodPost: s.accepts(s.postResult), http.MethodGet: s.listResults})
 	case path == batchPath:
-		s.dispatch(w, r, methods{http.MethodPost: s.postBatch})
+		s.dispatch(w, r, methods{http.MethodPost: s.accepts(s.postBatch)})
 	case path == "/v1/status", path == "/v1/history", path == "/healthz", path == "/readyz", path == "/metrics":
 		s.dispatch(w, r, methods{http.MethodGet: s.opts.Observe.ServeHTTP})
 	case strings.HasPrefix(path, resultsPath+"/"):

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/semaphore"
 
 	"workflow-results-sidecar/internal/metrics"
@@ -60,6 +61,7 @@ type Options struct {
 	Now         func() time.Time
 	Log         *slog.Logger
 	Metrics     *metrics.Metrics
+	Tracer      trace.Tracer // makes a span of each request that stores results; nil: none
 }
 
 // DefaultOptions are the bounds of a sidecar that is told nothing.
