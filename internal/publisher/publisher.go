@@ -81,7 +81,7 @@ type Options struct {
 // DefaultOptions are the bounds of a sidecar that is told nothing.
 func DefaultOptions() Options {
 	return Options{
-		Delivery: ExactlyOnce, MaxRows: 2048, MaxBytes: 4 << 20,
+		Delivery: ExactlyOnce, MaxRows: 1024, MaxBytes: 1 << 20,
 		TransactionTimeout: 10 * time.Second,
 		BackoffMin:         100 * time.Millisecond, BackoffMax: 10 * time.Second,
 		LogInterval: 30 * time.Second, TopicInterval: time.Minute,
