@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
@@ -56,6 +58,15 @@ func (c *storeFlags) with(e *env, f func(store) error) error {
 		return fmt.Errorf("no sidecar answers at %s, yet a process has %s open: give its --socket, or wait until it has ended: %w", c.Socket, c.DataDir, err)
 	}
 	return err
+}
+
+// reach is the flags by which with found a store, as they are typed.
+func (c *storeFlags) reach(s store) string {
+	flags := " --socket " + quoteShell(c.Socket)
+	if _, files := s.(*outbox.Outbox); files {
+		flags += " --data-dir " + quoteShell(c.DataDir)
+	}
+	return flags
 }
 
 // withFiles opens the outbox itself, for as long as f takes.
@@ -147,7 +158,7 @@ func printEntries(w io.Writer, entries []outbox.Entry, limit int) error {
 func where(en outbox.Entry) string {
 	switch {
 	case en.State == outbox.Parked:
-		return en.Reason
+		return printable(en.Reason)
 	case en.Location != nil:
 		return fmt.Sprintf("%s/%d@%d", en.Location.Topic, en.Location.Partition, en.Location.Offset)
 	case en.State == outbox.Published:
@@ -213,7 +224,7 @@ func (c *outboxShowCmd) Run(e *env) error {
 		if c.JSON {
 			return printJSON(e.stdout, ipc.Views([]outbox.Entry{en})[0])
 		}
-		return printEntry(e.stdout, en)
+		return printEntry(e.stdout, en, c.reach(s))
 	})
 }
 
@@ -233,7 +244,7 @@ func (c *outboxShowCmd) showAll(e *env, s store, correlation uuid.UUID) error {
 				return fmt.Errorf("print: %w", err)
 			}
 		}
-		if err := printEntry(e.stdout, en); err != nil {
+		if err := printEntry(e.stdout, en, c.reach(s)); err != nil {
 			return err
 		}
 	}
@@ -241,13 +252,13 @@ func (c *outboxShowCmd) showAll(e *env, s store, correlation uuid.UUID) error {
 }
 
 // sentence says in words where a result is, and what to type if it will not get
-// further by itself.
-func sentence(en outbox.Entry, now time.Time) string {
+// further by itself; reach is the flags that lead to it.
+func sentence(en outbox.Entry, now time.Time, reach string) string {
 	switch {
 	case en.State == outbox.Parked:
-		return fmt.Sprintf("PARKED: Kafka will never take it as it is. Remove the cause, then `sidecar outbox retry %s`, or `purge` it", en.EventID)
+		return "PARKED: Kafka will never take it as it is. Remove the cause, then retry it; or remove it for good"
 	case en.State == outbox.Pending:
-		return fmt.Sprintf("PENDING for %s: on disk, not in Kafka yet; `sidecar status` says why", now.Sub(en.AcceptedAt).Round(time.Second))
+		return fmt.Sprintf("PENDING for %s: on disk, not in Kafka yet; `sidecar status%s` says why", now.Sub(en.AcceptedAt).Round(time.Second), reach)
 	case en.Location == nil:
 		return "PUBLISHED: the watermark in Kafka says so; where, nobody heard"
 	default:
@@ -256,17 +267,19 @@ func sentence(en outbox.Entry, now time.Time) string {
 	}
 }
 
-func printEntry(w io.Writer, en outbox.Entry) error {
+func printEntry(w io.Writer, en outbox.Entry, reach string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name string, v any) { fmt.Fprintf(t, "%s\t%v\n", name, v) }
-	fmt.Fprintln(t, sentence(en, time.Now()))
+	fmt.Fprintln(t, sentence(en, time.Now(), reach))
 	if en.State == outbox.Parked {
-		line("reason", en.Reason)
+		line("reason", printable(en.Reason))
+		line("to retry", "sidecar outbox retry"+reach+" "+en.EventID.String())
+		line("to remove", "sidecar outbox purge --yes"+reach+" "+en.EventID.String())
 	}
 	line("status", en.Status)
 	line("event ID", en.EventID)
 	line("correlation ID", en.CorrelationID)
-	line("workflow", en.WorkflowID+", run "+en.WorkflowRunID)
+	line("workflow", printable(en.WorkflowID)+", run "+printable(en.WorkflowRunID))
 	line("accepted", en.AcceptedAt.Format(time.RFC3339Nano))
 	if en.PublishedAt != nil {
 		line("published", en.PublishedAt.Format(time.RFC3339Nano))
@@ -280,6 +293,21 @@ func printEntry(w io.Writer, en outbox.Entry) error {
 		return fmt.Errorf("print: %w", err)
 	}
 	return nil
+}
+
+// printable shows what a terminal obeys, and what has no glyph or turns the text
+// around it, by its number, as the page does: names come from a workflow. U+200C and
+// U+200D stay: scripts and emoji are made with them.
+func printable(text string) string {
+	var b strings.Builder
+	for _, c := range text {
+		if c != 0x200c && c != 0x200d && unicode.In(c, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+			fmt.Fprintf(&b, "⟨U+%04X⟩", c)
+		} else {
+			b.WriteRune(c)
+		}
+	}
+	return b.String()
 }
 
 type outboxRetryCmd struct{ oneResult }

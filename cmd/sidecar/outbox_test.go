@@ -1,15 +1,18 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
 
+	"workflow-results-sidecar/internal/outbox"
 	"workflow-results-sidecar/internal/testkit"
 )
 
@@ -64,6 +67,11 @@ func TestOutboxCommands(t *testing.T) {
 			}
 			outbox := func(args ...string) []string { return append(append([]string{"outbox"}, args...), p.either()...) }
 
+			reach := " --socket " + p.socket()
+			if !beside {
+				reach += " --data-dir " + p.dataDir()
+			}
+
 			table := succeed(t, outbox("list")...)
 			for _, text := range []string{good.event.String(), bad.event.String(), good.correlation.String(), "published", "parked", "workflow-results/", "SEQ"} {
 				if !strings.Contains(table, text) {
@@ -86,7 +94,7 @@ func TestOutboxCommands(t *testing.T) {
 			if none := succeed(t, outbox("list", "--state", "pending", "--json")...); strings.TrimSpace(none) != "[]" {
 				t.Error(none)
 			}
-			if out := succeed(t, outbox("show", bad.event.String())...); !strings.HasPrefix(out, "PARKED: ") || !strings.Contains(out, "sidecar outbox retry "+bad.event.String()) || !strings.Contains(out, bad.correlation.String()) {
+			if out := succeed(t, outbox("show", bad.event.String())...); !strings.HasPrefix(out, "PARKED: ") || !strings.Contains(out, "sidecar outbox retry"+reach+" "+bad.event.String()) || !strings.Contains(out, "sidecar outbox purge --yes"+reach+" "+bad.event.String()) || !strings.Contains(out, bad.correlation.String()) {
 				t.Error(out)
 			}
 			if out := succeed(t, outbox("show", good.correlation.String())...); !strings.HasPrefix(out, "PUBLISHED: in ") || !strings.Contains(out, good.event.String()) {
@@ -259,5 +267,24 @@ func TestCheckAndRecover(t *testing.T) {
 	succeed(t, "outbox", "drain", "--exit-when-empty", "--data-dir", to, "--brokers", fake.Addr())
 	if n := len(testkit.Consume(t, fake.Addr(), "workflow-results")); n < 96 || n > 99 {
 		t.Errorf("%d records", n)
+	}
+}
+
+// TestShowIsPlainText: names come from a workflow, which may send what a terminal
+// obeys, or what would pass for a line of ours.
+func TestShowIsPlainText(t *testing.T) {
+	at := time.Unix(0, 0).UTC()
+	en := outbox.Entry{State: outbox.Parked, WorkflowID: "\x1b[2Jé\u202e", WorkflowRunID: "run\ndo  rm -r", Reason: "a\tb\u0085", AcceptedAt: at, ParkedAt: &at}
+	var one, list strings.Builder
+	if err := errors.Join(printEntry(&one, en, ""), printEntries(&list, []outbox.Entry{en}, 2)); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"⟨U+001B⟩[2Jé⟨U+202E⟩, run run⟨U+000A⟩do  rm -r\n", "a⟨U+0009⟩b⟨U+0085⟩\n"} {
+		if !strings.Contains(one.String(), text) {
+			t.Errorf("%q is missing in\n%q", text, one.String())
+		}
+	}
+	if !strings.HasSuffix(list.String(), "  a⟨U+0009⟩b⟨U+0085⟩\n") {
+		t.Errorf("%q", list.String())
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -423,7 +424,8 @@ func (s *sidecar) tellWhatIsLeft() {
 	}
 	msg := "ended; everything is published"
 	if st.PendingRows > 0 {
-		msg = "ended; pending results stay in the data directory: start the sidecar again, or run `sidecar outbox drain --data-dir " + s.cmd.DataDir + "`"
+		msg = "ended; pending results stay in the data directory: start the sidecar again, or run `sidecar outbox drain --exit-when-empty --data-dir " +
+			quoteShell(s.cmd.DataDir) + " --brokers " + quoteShell(strings.Join(s.cmd.Brokers, ",")) + "` with its --topic and --kafka flags"
 	}
 	s.log.Info(msg, "pending", st.PendingRows, "parked", st.ParkedRows)
 }

@@ -38,7 +38,7 @@ func TestSIGTERMTellsWhatIsLeft(t *testing.T) {
 	p := newPlace(t, testkit.FreeAddr(t))
 	r := p.run("--shutdown-timeout", "100ms")
 	s := r.post(`{}`, "success")
-	if code := r.end(); code != 0 || !strings.Contains(r.log.String(), "pending=1") || !strings.Contains(r.log.String(), "sidecar outbox drain --data-dir "+p.dataDir()) {
+	if code := r.end(); code != 0 || !strings.Contains(r.log.String(), "pending=1") || !strings.Contains(r.log.String(), "sidecar outbox drain --exit-when-empty --data-dir "+p.dataDir()+" --brokers "+p.broker) {
 		t.Errorf("status %d:\n%s", code, r.log)
 	}
 	p.broker = testkit.StartFake(t).Addr()
@@ -227,8 +227,11 @@ func TestStatusSaysFull(t *testing.T) {
 	for range 3 {
 		r.post(`{}`, "success")
 	}
-	if out := succeed(t, "status", "--socket", r.socket()); !strings.HasPrefix(out, "FULL: ") {
-		t.Error(out)
+	out := succeed(t, "status", "--socket", r.socket())
+	for _, text := range []string{"FULL: ", "\nsince ", "\nwhy ", "the limits are 3 and "} {
+		if !strings.Contains("\n"+out, text) {
+			t.Errorf("%q is missing in\n%s", text, out)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -147,7 +148,14 @@ func (r statusReport) print(w io.Writer, earlier *statusReport) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
 	v := r.verdict() // ours, not the answer's: it may come from an older sidecar
+	if v.Word == r.Verdict.Word {
+		v.Since = r.Verdict.Since
+		v.Why = cmp.Or(v.Why, r.Verdict.Why) // why it is full only the sidecar knows
+	}
 	fmt.Fprintln(t, v)
+	if v.Since != nil && v.Level != levelWell {
+		line("since", "%s%s", v.Since.UTC().Format("2006-01-02 15:04:05 UTC"), ago(v.Since, ", "))
+	}
 	if v.Why != "" && v.Why != v.Sentence {
 		line("why", "%s", v.Why)
 	}

@@ -59,6 +59,9 @@ func (r statusReport) verdict() verdict {
 			Do:  []step{{Text: "Nothing: it ends by itself. The next start on the same data directory publishes the rest."}}}
 	case r.Outbox.Full:
 		do := []step{{"See whether Kafka takes results: if not, that comes first.", "sidecar status" + socket}}
+		if r.Publisher.State != "publishing" {
+			do[0].Text = "Kafka takes no results; that comes first: repair what the last error names."
+		}
 		if r.Outbox.ParkedRows > 0 {
 			do = append(do, parked)
 		}

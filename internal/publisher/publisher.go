@@ -343,7 +343,7 @@ func (p *Publisher) setAside(l *link, rows []outbox.Row, refused *refusedError) 
 	}
 	p.bounds.grow()
 	p.log.Error("a result was parked: Kafka refuses it", "event_id", r.EventID, "correlation_id", r.CorrelationID, "seq", seq, "error", refused.cause,
-		"help", "sidecar outbox show, retry or purge "+r.EventID.String())
+		"help", "sidecar outbox show "+r.EventID.String())
 	return nil
 }
 
