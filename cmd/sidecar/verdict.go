@@ -82,7 +82,7 @@ func (r statusReport) verdict() verdict {
 		}
 		return verdict{Word: "WAITING FOR KAFKA", Sentence: "results are accepted and kept", Level: levelAttention, Why: why,
 			Do: []step{
-				{"Repair the broker, or grant the right that is missing. It tries again by itself, at least every 10 s.", "sidecar status" + socket},
+				{"Repair what this names: the broker, its address, the login, or a right that is missing. It tries again by itself, at least every 10 s.", "sidecar status" + socket},
 			}}
 	case r.Outbox.ParkedRows > 0:
 		return verdict{Word: "PUBLISHING, with parked results", Sentence: fmt.Sprintf("Kafka refuses %d for good: sidecar outbox list --state parked", r.Outbox.ParkedRows), Level: levelAttention,

@@ -94,7 +94,7 @@ func (l *link) fence(ctx context.Context) error {
 	defer cancel()
 	_, _, err := l.cl.ProducerID(ctx)
 	if errors.Is(err, kerr.TransactionalIDAuthorizationFailed) {
-		return fmt.Errorf("transactional ID %s: not authorised: grant this principal Write and Describe on it, or choose --delivery at-least-once: %w", transactionalID(l.p.opts.Topic.Name, l.id), err)
+		return fmt.Errorf("transactional ID %s: not authorised: grant this principal Write on the prefix %s, or choose --delivery at-least-once: %w", transactionalID(l.p.opts.Topic.Name, l.id), l.p.opts.Topic.Name+"-", err)
 	}
 	if err != nil {
 		return fmt.Errorf("take over the transactional ID: %w", err)
@@ -278,6 +278,19 @@ func explainProduce(err error) error {
 		return fmt.Errorf("not authorised: grant this principal Write on the topic, or IdempotentWrite on the cluster: %w", err)
 	case errors.Is(err, kerr.TransactionalIDAuthorizationFailed):
 		return fmt.Errorf("not authorised: grant this principal Write on the transactional ID, or choose --delivery at-least-once: %w", err)
+	}
+	return err
+}
+
+// explainLogin names the flag that the broker's answer to a login is about.
+func explainLogin(err error) error {
+	switch {
+	case errors.Is(err, kerr.SaslAuthenticationFailed):
+		return fmt.Errorf("the broker refuses the login: correct --kafka-username, or what --kafka-password-file holds (for a token, --kafka-token-file); files are read anew for each connection: %w", err)
+	case errors.Is(err, kerr.UnsupportedSaslMechanism):
+		return fmt.Errorf("the broker has no login of the kind of --kafka-sasl: choose another: %w", err)
+	case errors.Is(err, kerr.IllegalSaslState):
+		return fmt.Errorf("the broker's port takes no login: leave out --kafka-sasl, or name a port with SASL in --brokers: %w", err)
 	}
 	return err
 }

@@ -205,6 +205,7 @@ func (p *Publisher) set(f func(*Status)) {
 }
 
 func (p *Publisher) failed(err error) {
+	err = explainLogin(err)
 	now := p.opts.Now().UTC()
 	p.set(func(s *Status) { s.State, s.LastError, s.LastErrorAt = "retrying", err.Error(), &now })
 	p.metrics.BrokerUp.Set(0)

@@ -98,7 +98,7 @@ func brokerAway(t *testing.T, browser chromium) {
 	tb.verdict("WAITING FOR KAFKA", "attention")
 	tb.wait(`document.getElementById("why").textContent.includes("refused")`)
 	tb.says("#since", "Since 2", "UTC")
-	tb.says("#do", "Repair the broker", "sidecar status --socket "+w.socket)
+	tb.says("#do", "Repair what this names: the broker", "sidecar status --socket "+w.socket)
 	tb.says("#broker-lead", "does not take results")
 	tb.says("#topic", "not known until a broker answers")
 	tb.says("#outbox-lead", "1 pending, the oldest for")
