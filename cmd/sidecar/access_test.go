@@ -153,6 +153,23 @@ func TestOperatorsAlone(t *testing.T) {
 	}
 }
 
+// TestForeignDataDirectory: who is not its owner learns who is.
+func TestForeignDataDirectory(t *testing.T) {
+	g := guard(t)
+	foreign := filepath.Join(g.dir, "foreign")
+	if err := os.Mkdir(foreign, 0o700); err != nil { // root's
+		t.Fatal(err)
+	}
+	for _, dir := range []string{foreign, filepath.Join(foreign, "below")} {
+		got := ofSidecar.tell(t, g.bin, append(g.runIn(g.socket()+"2"), "--data-dir", dir)...)
+		for _, text := range []string{dir, "this process runs as UID 52001", "--data-dir"} {
+			if !strings.Contains(got, text) {
+				t.Errorf("%s: %q is missing in %q", dir, text, got)
+			}
+		}
+	}
+}
+
 // runIn is the command line of a sidecar at a path, with a data directory of its own.
 func (p place) runIn(socket string) []string {
 	return []string{"run", "--socket", socket, "--data-dir", filepath.Join(p.dir, uuid.NewString()), "--brokers", p.broker, "--linger", "0s", "--shutdown-timeout", "100ms"}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"strings"
 	"text/tabwriter"
@@ -54,7 +55,10 @@ func (c *storeFlags) with(e *env, f func(store) error) error {
 		fmt.Fprintf(e.stderr, "no sidecar answers at %s: these are the files in %s\n", c.Socket, c.DataDir)
 		return f(o)
 	})
-	if errors.Is(err, outbox.ErrLocked) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("no sidecar answers at %s (--socket), and there is %w", c.Socket, err)
+	case errors.Is(err, outbox.ErrLocked):
 		return fmt.Errorf("no sidecar answers at %s, yet a process has %s open: give its --socket, or wait until it has ended: %w", c.Socket, c.DataDir, err)
 	}
 	return err

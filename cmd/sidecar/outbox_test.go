@@ -139,11 +139,11 @@ func TestOutboxCommands(t *testing.T) {
 
 func TestCommandsThatMeetNothing(t *testing.T) {
 	p := newPlace(t, testkit.FreeAddr(t))
-	fail(t, exitFailed, []string{"no outbox in " + p.dataDir()}, append([]string{"outbox", "list"}, p.either()...)...)
+	fail(t, exitFailed, []string{"no sidecar answers at " + p.socket() + " (--socket)", "no outbox in " + p.dataDir()}, append([]string{"outbox", "list"}, p.either()...)...)
 	if _, err := os.Stat(p.dataDir()); !os.IsNotExist(err) {
 		t.Errorf("a command that looks has made the directory: %v", err)
 	}
-	fail(t, exitFailed, []string{"no sidecar answers at the socket " + p.socket()}, "status", "--socket", p.socket())
+	fail(t, exitFailed, []string{"no sidecar answers at the socket " + p.socket() + " (--socket)"}, "status", "--socket", p.socket())
 	fail(t, exitFailed, []string{"no sidecar answers at the socket " + p.socket()}, "healthcheck", "--socket", p.socket())
 
 	p.run()

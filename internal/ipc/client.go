@@ -134,7 +134,7 @@ func (c *Client) call(ctx context.Context, method, target string, body []byte) (
 	if err != nil {
 		var op *net.OpError
 		if errors.As(err, &op) && op.Op == "dial" {
-			return 0, nil, fmt.Errorf("%w %s: %w", ErrNotRunning, c.path, op.Err)
+			return 0, nil, fmt.Errorf("%w %s (--socket): %w", ErrNotRunning, c.path, op.Err)
 		}
 		return 0, nil, fmt.Errorf("ask the sidecar at %s: %w", c.path, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -24,7 +25,7 @@ var ErrLocked = errors.New("the data directory is in use by another process")
 // mode). Directory entries are synced: after a power cut the file is there.
 func prepareDir(dir string, allowNetworkFS bool) (lock *os.File, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the data directory: %w", err)
+		return nil, fmt.Errorf("make the data directory: %w", explainPermission(err))
 	}
 	if err := refuseNetworkFS(dir, allowNetworkFS); err != nil {
 		return nil, err
@@ -40,7 +41,7 @@ func prepareDir(dir string, allowNetworkFS bool) (lock *os.File, err error) {
 	}()
 	f, err := os.OpenFile(filepath.Join(dir, fileName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open the outbox file: %w", err)
+		return nil, fmt.Errorf("open the outbox file: %w", explainPermission(err))
 	}
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
 		return nil, fmt.Errorf("sync the outbox file: %w", err)
@@ -51,12 +52,20 @@ func prepareDir(dir string, allowNetworkFS bool) (lock *os.File, err error) {
 	return lock, nil
 }
 
+// explainPermission says as whom the process was refused.
+func explainPermission(err error) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return fmt.Errorf("%w: this process runs as UID %d, and the data directory (--data-dir) must belong to that user", err, os.Getuid())
+}
+
 // lockDir holds an exclusive flock; the kernel drops it with the process.
 func lockDir(dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockName)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open the lock file: %w", err)
+		return nil, fmt.Errorf("open the lock file: %w", explainPermission(err))
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close() // the lock's error is the one to tell
