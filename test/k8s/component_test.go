@@ -237,3 +237,14 @@ func TestAdvice(t *testing.T) {
 		}
 	}
 }
+
+// TestLoginOfOwn mounts a Secret of somebody's own, as the README says.
+func TestLoginOfOwn(t *testing.T) {
+	p := thePod(t, with(t, workload("Deployment", bare), advice(t, "A login at a Kafka of another kind"), "sidecar"))
+	c := p.container(sidecar)
+	name := mounts(c)["/etc/workflow-results/kafka"]
+	i := slices.IndexFunc(p.spec.Volumes, func(v corev1.Volume) bool { return v.Name == name })
+	if i < 0 || p.spec.Volumes[i].Secret == nil || p.spec.Volumes[i].Secret.SecretName != "billing-kafka" || mounts(c)["/run/workflow-results"] == "" {
+		t.Errorf("%+v", p.spec)
+	}
+}

@@ -1,6 +1,7 @@
 package k8s
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -26,4 +27,18 @@ func TestDrainJob(t *testing.T) {
 		t.Errorf("exit status %d", code)
 	}
 	expect(t, broker, ids)
+}
+
+// TestDrainJobWithSASL: what the workload logs in with, the Job does too.
+func TestDrainJobWithSASL(t *testing.T) {
+	dir := kustomization(t, "", "", "kafka-sasl-tls")
+	text := "resources: [../k8s/drain]\ncomponents: [../k8s/components/kafka-sasl-tls]\n"
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := thePod(t, build(t, dir))
+	c := p.container(sidecar)
+	if len(p.spec.InitContainers) != 0 || mounts(c)["/etc/workflow-results/kafka"] == "" || env(p, "SIDECAR_KAFKA_PASSWORD_FILE") == "" {
+		t.Errorf("%+v", p.spec)
+	}
 }
