@@ -16,6 +16,8 @@ LABEL org.opencontainers.image.title="workflow-results-sidecar" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.licenses="MIT"
 COPY --from=build --chown=65532:65532 /image/ /
+# `kubectl exec POD -c workflow-results-sidecar -- sidecar status` finds it by its name.
+ENV PATH=/
 USER 65532:65532
 ENTRYPOINT ["/sidecar"]
 CMD ["run"]

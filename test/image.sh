@@ -45,6 +45,7 @@ chmod 0770 "$work/socket"
 inside() { # CONTAINER COMMAND…; no two at a time in one
     buildah run --isolation chroot -v "$work/socket:/run/workflow-results" -v "$work/data:/var/lib/workflow-results" "$@"
 }
+is "by its name, as docs and page have it" "$(inside "$box" -- sidecar version --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["version"])')" "$VERSION"
 is "version" "$(inside "$box" -- /sidecar version --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["version"])')" "$VERSION"
 
 port=$((20000 + RANDOM % 10000))

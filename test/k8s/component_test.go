@@ -248,3 +248,11 @@ func TestLoginOfOwn(t *testing.T) {
 		t.Errorf("%+v", p.spec)
 	}
 }
+
+// TestLimitOfOwn raises what the ConfigMap cannot, as the README says.
+func TestLimitOfOwn(t *testing.T) {
+	p := thePod(t, with(t, workload("Deployment", bare), advice(t, "the ConfigMap does not change"), "sidecar"))
+	if err := hasSidecar(p, true); err != nil || env(p, "SIDECAR_MAX_BYTES") != "4294967296" {
+		t.Errorf("%v; SIDECAR_MAX_BYTES is %s", err, env(p, "SIDECAR_MAX_BYTES"))
+	}
+}
