@@ -348,7 +348,7 @@ func (s *sidecar) run(term context.Context, signals <-chan os.Signal) error {
 }
 
 // ownDescriptors is what is open beside the clients' connections: the outbox's
-// files, the admin address, and some for each of a few dozen brokers.
+// files, the 64 connections of the admin address, and some for each of a few dozen brokers.
 const ownDescriptors = 128
 
 // warnOfFewDescriptors: without one left no client is let in, and no broker reached.

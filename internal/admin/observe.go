@@ -45,7 +45,7 @@ func Observe(src Sources) http.Handler {
 		serve, known := routes[r.URL.Path]
 		switch {
 		case !known:
-			writeProblem(w, http.StatusNotFound, "there is only /healthz, /readyz, /v1/status, /v1/history and /metrics here; results go to the socket")
+			writeProblem(w, http.StatusNotFound, "there is only the page at /, /healthz, /readyz, /v1/status, /v1/history and /metrics here; results go to the socket")
 		case r.Method != http.MethodGet:
 			w.Header().Set("Allow", http.MethodGet)
 			writeProblem(w, http.StatusMethodNotAllowed, r.URL.Path+" takes GET only")

@@ -3,11 +3,14 @@ package admin
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -154,5 +157,94 @@ func TestListenTellsWhichAddressIsTaken(t *testing.T) {
 	_, err := Listen(addr, nil, Observe(sources()), slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), addr) {
 		t.Errorf("got %v, want an error that names %s", err, addr)
+	}
+}
+
+// TestACrowdLetsTheNextIn: so many connections are open and no more, idle ones and then
+// the oldest give way, and a probe is answered all the same. Else a crowd here would
+// take the descriptors that the socket's clients need.
+func TestACrowdLetsTheNextIn(t *testing.T) {
+	s, err := Listen("127.0.0.1:0", nil, Observe(sources()), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.http.ReadHeaderTimeout, s.http.ReadTimeout, s.http.IdleTimeout = 0, 0, 0 // none of them closes what is to be closed here
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	dial := func() *bufio.ReadWriter {
+		t.Helper()
+		c, err := net.Dial("tcp", s.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		return bufio.NewReadWriter(bufio.NewReader(c), bufio.NewWriter(c))
+	}
+	send := func(c *bufio.ReadWriter, text string) {
+		t.Helper()
+		if _, err := c.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answered := func(c *bufio.ReadWriter) {
+		t.Helper()
+		resp, err := http.ReadResponse(c.Reader, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 200 {
+			t.Fatal(resp.StatusCode, err)
+		}
+	}
+	closed := func(c *bufio.ReadWriter, what string) {
+		t.Helper()
+		if _, err := c.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("%s is still open: %v", what, err)
+		}
+	}
+	const half, rest = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n", "\r\n"
+	probe := func() *bufio.ReadWriter {
+		c := dial()
+		send(c, half+rest)
+		answered(c)
+		return c
+	}
+
+	oldest := dial()
+	send(oldest, half)
+	idle := probe()
+	s.crowd.awaitIdle(t, 1)
+	for range maxConnections - 2 {
+		send(dial(), half)
+	}
+	last := probe() // full: the next is let in all the same
+	closed(idle, "the idle one")
+	s.crowd.awaitIdle(t, 1)
+	send(dial(), half)
+	closed(last, "the one that had become idle")
+	send(dial(), half)
+	closed(oldest, "the oldest")
+}
+
+// awaitIdle waits until n connections are known to be idle: they are a moment after
+// their answer has been read.
+func (c *crowd) awaitIdle(t *testing.T, n int) {
+	t.Helper()
+	for count := -1; count != n; runtime.Gosched() {
+		if err := t.Context().Err(); err != nil {
+			t.Fatal(err)
+		}
+		c.mu.Lock()
+		count = len(c.idle)
+		c.mu.Unlock()
 	}
 }
