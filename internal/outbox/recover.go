@@ -198,7 +198,7 @@ func (s salvage) lastSeq(ctx context.Context) (int64, error) {
 		s.number(ctx, `SELECT max(seq) FROM results`),
 		s.number(ctx, `SELECT max(first_seq) - 1 FROM generations`))
 	if last == 0 {
-		return 0, errors.New("the damaged file tells no seq: it was empty, or its first pages are not readable and nothing can be saved from it")
+		return 0, errors.New("the damaged file tells no seq: it was empty, or its first pages are not readable and nothing can be saved from it: restore the newest backup")
 	}
 	return last, nil
 }

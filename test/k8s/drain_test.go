@@ -29,6 +29,30 @@ func TestDrainJob(t *testing.T) {
 	expect(t, broker, ids)
 }
 
+// TestRecoverInAClaim does what the README says of a damaged one: what can be read is
+// copied by one Job and published by the next. What damage does is for internal/outbox.
+func TestRecoverInAClaim(t *testing.T) {
+	broker := testkit.StartFake(t).Addr()
+	n := schedule(t, podOf(t, "statefulset"), testkit.FreeAddr(t))
+	n.start()
+	n.await(n.pod.container(sidecar).StartupProbe)
+	ids := []string{n.app(), n.app(), n.app()}
+	n.sidecar.Kill(t)
+	for _, phrase := range []string{"which needs the room", "what was pending goes to Kafka"} {
+		dir := kustomization(t, "", "", "sidecar")
+		text := "resources: [../k8s/drain]\n" + advice(t, phrase)
+		if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		job := &node{t: t, pod: thePod(t, build(t, dir)), dir: n.dir, brokers: broker}
+		job.start()
+		if code := job.sidecar.Wait(t); code != 0 {
+			t.Errorf("%s: exit status %d:\n%s", phrase, code, job.sidecar.Output())
+		}
+	}
+	expect(t, broker, ids)
+}
+
 // TestDrainJobWithSASL: what the workload logs in with, the Job does too.
 func TestDrainJobWithSASL(t *testing.T) {
 	dir := kustomization(t, "", "", "kafka-sasl-tls")

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -143,7 +144,13 @@ func (n *node) command(args ...string) []string {
 func (n *node) start(more ...string) {
 	n.t.Helper()
 	n.admin = testkit.FreeAddr(n.t)
-	line := n.command(append(n.pod.container(sidecar).Args, more...)...)
+	args := slices.Clone(n.pod.container(sidecar).Args)
+	for i, arg := range args {
+		if strings.HasPrefix(arg, "/") {
+			args[i] = n.path(arg)
+		}
+	}
+	line := n.command(append(args, more...)...)
 	n.sidecar = testkit.StartSidecar(n.t, line[0], line[1:]...)
 }
 
