@@ -3,7 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -177,6 +179,28 @@ func readEnvironment(flags *pflag.FlagSet) (err error) {
 		}
 	})
 	return err
+}
+
+// serviceLink is what Kubernetes puts into the environment for a Service.
+var serviceLink = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)`)
+
+// warnOfUnknownVariables: a slip in a name would leave the default, without a word.
+func warnOfUnknownVariables(log *slog.Logger) {
+	known := map[string]bool{"SIDECAR_KAFKA_PASSWORD": true, "SIDECAR_BIN": true} // the latter is for the Python tests
+	var walk func(cmd *cobra.Command)
+	walk = func(cmd *cobra.Command) {
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { known[variable(f.Name)] = true })
+		for _, sub := range cmd.Commands() {
+			walk(sub)
+		}
+	}
+	walk(commands(new(action)))
+	for _, v := range os.Environ() {
+		name, _, _ := strings.Cut(v, "=")
+		if strings.HasPrefix(name, "SIDECAR_") && !known[name] && !serviceLink.MatchString(name) {
+			log.Warn("an environment variable belongs to no flag: `sidecar run --help` lists those that do", "name", name)
+		}
+	}
 }
 
 // enumVar declares a flag with one of few values.

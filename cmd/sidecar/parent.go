@@ -46,7 +46,9 @@ func (f parentFlag) watch(e *env, log *slog.Logger) (watched *env, done func(), 
 	}()
 	signals := make(chan os.Signal, 2)
 	go endWithParent(e.signals, gone, signals, cancel)
-	return &env{ctx: ctx, signals: signals, stdout: e.stdout, stderr: e.stderr}, func() { cancel(); _ = pipe.Close() }, nil
+	w := *e
+	w.ctx, w.signals = ctx, signals
+	return &w, func() { cancel(); _ = pipe.Close() }, nil
 }
 
 // endWithParent passes signals on, and the parent's end as a SIGTERM. Where one

@@ -165,6 +165,7 @@ func (c *runCmd) Run(e *env) error {
 }
 
 func (c *runCmd) runWatched(e *env, log *slog.Logger) error {
+	warnOfUnknownVariables(log)
 	e, done, err := c.watch(e, log)
 	if err != nil {
 		return err

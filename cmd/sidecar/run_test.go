@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -270,5 +272,23 @@ func TestFewDescriptorsAreToldOf(t *testing.T) {
 	r2 := p2.run("--max-connections", "16")
 	if strings.Contains(r2.log.String(), "fewer descriptors") {
 		t.Error("a warning where there are enough")
+	}
+}
+
+// TestUnknownVariablesAreToldOf: a slip in a ConfigMap must not end in a default
+// without a word. What a Service called "sidecar" brings, and what is no flag's but
+// ours, is none.
+func TestUnknownVariablesAreToldOf(t *testing.T) {
+	for name, value := range map[string]string{"SIDECAR_BROKER": "s3cret:9092", "SIDECAR_SERVICE_PORT": "80", "SIDECAR_PORT_80_TCP": "tcp://a:80", "SIDECAR_API_SERVICE_HOST": "a",
+		"SIDECAR_LINGER": "0s", "SIDECAR_KAFKA_PASSWORD": "s3cret", "SIDECAR_STATE": ""} {
+		t.Setenv(name, value)
+	}
+	r := newPlace(t, testkit.FreeAddr(t)).run("--shutdown-timeout", "100ms")
+	var told []string
+	for _, m := range regexp.MustCompile(`belongs to no flag.* name=(\S+)`).FindAllStringSubmatch(r.log.String(), -1) {
+		told = append(told, m[1])
+	}
+	if !slices.Equal(told, []string{"SIDECAR_BROKER"}) || strings.Contains(r.log.String(), "s3cret") {
+		t.Errorf("told of %v:\n%s", told, r.log)
 	}
 }
