@@ -22,7 +22,8 @@ func (o *Outbox) Alive() error {
 	return nil
 }
 
-// Ready returns an error if no result could be accepted now.
+// Ready returns an error if no result could be accepted now, or none of the size of
+// the newest one.
 func (o *Outbox) Ready() error {
 	if err := o.usable(); err != nil {
 		return err
@@ -39,8 +40,12 @@ func (o *Outbox) Ready() error {
 	switch {
 	case o.closed:
 		return ErrClosed
-	case s.pendingRows+s.parkedRows >= o.opts.MaxRows || s.pendingBytes+s.parkedBytes >= o.opts.MaxBytes:
-		return fmt.Errorf("%w: %d results (%d bytes) are pending, %d (%d bytes) parked; the limits are %d and %d", ErrFull, s.pendingRows, s.pendingBytes, s.parkedRows, s.parkedBytes, o.opts.MaxRows, o.opts.MaxBytes)
+	case s.pendingRows+s.parkedRows >= o.opts.MaxRows || s.pendingBytes+s.parkedBytes+max(o.unmet.Load(), 1) > o.opts.MaxBytes:
+		text := fmt.Sprintf("%d results (%d bytes) are pending, %d (%d bytes) parked; the limits are %d and %d", s.pendingRows, s.pendingBytes, s.parkedRows, s.parkedBytes, o.opts.MaxRows, o.opts.MaxBytes)
+		if size := o.unmet.Load(); size > 0 {
+			text += fmt.Sprintf(", and the newest result needs %d bytes", size)
+		}
+		return fmt.Errorf("%w: %s", ErrFull, text)
 	}
 	return nil
 }

@@ -136,7 +136,8 @@ type Outbox struct {
 	walNearlyDone atomic.Bool  // a checkpoint has left little: the writer ends it
 	walTooLong    atomic.Bool
 	fatal         atomic.Pointer[error]
-	noRoom        atomic.Bool // results are refused for want of room on the disk
+	noRoom        atomic.Bool  // results are refused for want of room on the disk
+	unmet         atomic.Int64 // size of the newest result where the limit left no room for it, else 0
 	complaints    complaints
 	damage        atomic.Pointer[string]
 }

@@ -167,8 +167,12 @@ func (tx *transaction) fits(size int64) bool {
 func (tx *transaction) makeRoom(size int64) (bool, error) {
 	s, opts := &tx.state, &tx.o.opts
 	if s.pendingRows+s.parkedRows+1 > opts.MaxRows || s.pendingBytes+s.parkedBytes+size > opts.MaxBytes {
+		if size <= opts.MaxBytes { // else it can never fit, which says nothing of the outbox
+			tx.o.unmet.Store(size)
+		}
 		return false, nil
 	}
+	tx.o.unmet.Store(0)
 	n := min(max(s.heldRows/64, 1), sliceRows)
 	for !tx.fits(size) {
 		var err error

@@ -99,6 +99,35 @@ func TestLimitOfRows(t *testing.T) {
 	}
 }
 
+// TestLimitOfBytesIsTold: the bytes are hardly ever used up to the last one, so it is
+// full where the newest result found no room, until one does or room is made.
+func TestLimitOfBytesIsTold(t *testing.T) {
+	h := open(t, t.TempDir(), func(o *Options) { o.MaxBytes = 50_000 })
+	ready := func(when string, full bool) {
+		t.Helper()
+		if err := h.Ready(); errors.Is(err, ErrFull) != full || !full && err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	big := `{"pad":"` + strings.Repeat("x", 6000) + `"}`
+	if out := h.add(newResult(t, `{"pad":"`+strings.Repeat("x", 60_000)+`"}`))[0]; !errors.Is(out.Err, ErrFull) {
+		t.Errorf("%+v", out)
+	}
+	ready("what can never fit says nothing of the outbox", false)
+	for h.add(newResult(t, big))[0].Err == nil {
+		ready("while results are accepted", false)
+	}
+	ready("when one was refused", true)
+	if out := h.add(newResult(t, `{}`))[0]; out.Err != nil {
+		t.Errorf("%+v", out)
+	}
+	ready("when a smaller one was accepted", false)
+	h.add(newResult(t, big))
+	ready("when one was refused again", true)
+	publishAll(t, h, time.Now())
+	ready("when all is published", false)
+}
+
 func TestLimitOfBytesTakesHistoryFirst(t *testing.T) {
 	h := open(t, t.TempDir(), func(o *Options) { o.MaxBytes = 50_000 })
 	big := `{"pad":"` + strings.Repeat("x", 4000) + `"}`
