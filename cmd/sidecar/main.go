@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -93,6 +94,7 @@ func perform(called action, signals <-chan os.Signal, stdout, stderr io.Writer) 
 	}()
 	err := called.Run(&env{ctx: ctx, signals: second, stdout: stdout, stderr: stderr})
 	var exit *exitError
+	var file *fs.PathError
 	switch {
 	case err == nil:
 		return 0
@@ -101,6 +103,8 @@ func perform(called action, signals <-chan os.Signal, stdout, stderr io.Writer) 
 			fmt.Fprintln(stderr, "sidecar:", exit.err)
 		}
 		return exit.code
+	case errors.As(err, &file) && errors.Is(file, syscall.EPIPE): // not a connection, which has no path
+		return exitFailed // whoever read our output has gone, and wants no more of it
 	default:
 		fmt.Fprintln(stderr, "sidecar:", err)
 		return exitFailed

@@ -288,3 +288,21 @@ func TestShowIsPlainText(t *testing.T) {
 		t.Errorf("%q", list.String())
 	}
 }
+
+// TestReaderThatIsGone: `sidecar outbox list | head` has shown what was wanted.
+func TestReaderThatIsGone(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	signals := make(chan os.Signal)
+	defer close(signals)
+	errs := newLog()
+	if code := execute([]string{"version"}, signals, w, errs); code != exitFailed || errs.String() != "" {
+		t.Errorf("status %d: %s", code, errs)
+	}
+}
