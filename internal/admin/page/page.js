@@ -509,7 +509,7 @@ function showLists(newest, parked) {
   const o = status.outbox;
   for (const name of ["newest", "parked"]) $(name).hidden = false;
   if (!held("parked")) fillTable("parked", parked, "None: Kafka has refused no result for good.");
-  say($("parked-hint"), o.parked > parked.length ? `The newest ${parked.length} of ${count(o.parked)}. All: sidecar outbox list --state parked` : "");
+  say($("parked-hint"), o.parked > parked.length ? `The newest ${parked.length} of ${count(o.parked)}. All: sidecar outbox list --state parked --socket ${quote(status.socket)}` : "");
   if (!held("newest")) fillTable("newest", newest, "None yet. A result shows here as soon as the socket has taken it.");
   say($("newest-hint"), held("newest") ? "Held still while you are in it." : o.held > newest.length ? `${newest.length} of ${count(o.held)} that are held.` : "");
   for (const name of ["newest", "parked"]) $(`${name}-hint`).hidden = $(`${name}-hint`).textContent === "";
