@@ -48,6 +48,12 @@ func (o *Outbox) runCheckpoints(ctx context.Context) error {
 
 func (o *Outbox) checkpointOnce(ctx context.Context, conn *sql.Conn) error {
 	o.dirtyBytes.Store(0)
+	o.writing.Lock()
+	err := o.whole() // else it would copy holes into the file
+	o.writing.Unlock()
+	if err != nil {
+		return o.tolerate(ctx, "checkpoint failed", err)
+	}
 	_, left, err := checkpoint(ctx, conn, "PASSIVE")
 	if err != nil {
 		return o.tolerate(ctx, "checkpoint failed", err)

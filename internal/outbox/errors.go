@@ -27,7 +27,7 @@ func (o *Outbox) judge(err error) error {
 		err = fmt.Errorf("%w: an fsync failed: %w", ErrBroken, err)
 		o.fatal.CompareAndSwap(nil, &err)
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	case isDamage(err) || errors.Is(err, errAltered):
+	case isDamage(err) || errors.Is(err, errAltered) || errors.Is(err, errCut):
 		o.setDamage(err.Error())
 		return fmt.Errorf("%w: the file is damaged: %w", ErrUnavailable, err)
 	case isDiskFull(err):

@@ -101,6 +101,7 @@ type Outbox struct {
 	checkpoints *sql.Conn // theirs alone
 	stmts       statements
 	files       []placed // as opened
+	commits     commits
 
 	sound atomic.Bool // the last end was clean, or a check after it found no damage
 	owner uuid.UUID   // generation of this start
@@ -167,7 +168,7 @@ func Open(ctx context.Context, opts Options) (*Outbox, error) {
 		pending:       make(chan struct{}, 1),
 		checkpointDue: make(chan struct{}, 1),
 	}
-	if err := checkWAL(walOf(opts.Dir)); err != nil { // before SQLite mends it in its own way
+	if err := errors.Join(refuseEmptied(opts.Dir), checkWAL(walOf(opts.Dir))); err != nil { // before SQLite mends it in its own way
 		return nil, errors.Join(explainOpen(o.path(), err), lock.Close())
 	}
 	o.db, o.conn, err = openFile(ctx, o.path())
@@ -184,6 +185,9 @@ func Open(ctx context.Context, opts Options) (*Outbox, error) {
 		return nil, errors.Join(fmt.Errorf("open a connection for checkpoints: %w", err), o.closeFiles())
 	}
 	if o.files, err = placeFiles(opts.Dir); err != nil {
+		return nil, errors.Join(err, o.closeFiles())
+	}
+	if o.commits, err = openCommits(opts.Dir); err != nil {
 		return nil, errors.Join(err, o.closeFiles())
 	}
 	return o, nil
@@ -249,7 +253,7 @@ func (o *Outbox) closeFiles() error {
 	if o.checkpoints != nil {
 		_ = o.checkpoints.Close() // nothing is written through it that a close could lose
 	}
-	return errors.Join(o.stmts.close(), o.conn.Close(), o.readers.Close(), o.db.Close(), o.lock.Close())
+	return errors.Join(o.stmts.close(), o.conn.Close(), o.readers.Close(), o.db.Close(), o.commits.close(), o.lock.Close())
 }
 
 // Pending is signalled when there may be results for Next.

@@ -3,8 +3,10 @@ package outbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"workflow-results-sidecar/internal/result"
@@ -72,5 +74,90 @@ func TestFilesTakenAway(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestFilesCutInPlace: whoever truncates a file of a running outbox, or writes an
+// older one over it, leaves SQLite writing behind a hole: the next start would drop
+// what comes after it. Nothing is acknowledged then.
+func TestFilesCutInPlace(t *testing.T) {
+	for _, name := range []string{fileName, fileName + "-wal"} {
+		for _, older := range []bool{false, true} {
+			if name == fileName && older {
+				continue // SQLite's own to find: with the log it makes no sense
+			}
+			t.Run(name+map[bool]string{true: " overwritten"}[older], func(t *testing.T) {
+				ctx := context.Background()
+				dir := t.TempDir()
+				o, err := Open(ctx, testOptions(t, dir))
+				if err != nil {
+					t.Fatal(err)
+				}
+				add := func() error { _, err := o.Append(ctx, results(t, 20, `{}`)); return err }
+				if err := add(); err != nil {
+					t.Fatal(err)
+				}
+				path, data := filepath.Join(dir, name), []byte(nil)
+				if older {
+					if data, err = os.ReadFile(path); err != nil {
+						t.Fatal(err)
+					}
+					if _, _, err := checkpoint(ctx, o.conn, "TRUNCATE"); err != nil {
+						t.Fatal(err)
+					}
+					if err := add(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := os.WriteFile(path, data, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				for what, err := range map[string]error{"append": add(), "ready": o.Ready()} {
+					if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "cut or overwritten") {
+						t.Errorf("%s: %v", what, err)
+					}
+				}
+				if err := o.Ready(); !strings.Contains(fmt.Sprint(err), "sidecar outbox recover") {
+					t.Errorf("no help: %v", err)
+				}
+				if err := o.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// TestALogThatIsInTheFileMayGo: what a checkpoint has copied needs no log.
+func TestALogThatIsInTheFileMayGo(t *testing.T) {
+	dir := t.TempDir()
+	h := open(t, dir)
+	h.add(results(t, 20, `{}`)...)
+	if _, left, err := checkpoint(context.Background(), h.checkpoints, "PASSIVE"); left > 0 || err != nil {
+		t.Fatal(left, err)
+	}
+	if err := os.Truncate(h.path()+"-wal", 0); err != nil {
+		t.Fatal(err)
+	}
+	h.add(results(t, 20, `{}`)...)
+	h.close()
+	h = open(t, dir)
+	if s := h.stats(); s.PendingRows != 40 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestAnEmptyFileBesideItsLog: SQLite deletes such a log, and would begin anew
+// without a word.
+func TestAnEmptyFileBesideItsLog(t *testing.T) {
+	dir := t.TempDir()
+	filled(t, dir, 3)
+	dir = killed(t, dir)
+	writeFile(t, dir, nil)
+	if _, err := Open(context.Background(), testOptions(t, dir)); err == nil || !strings.Contains(err.Error(), "it was truncated") {
+		t.Errorf("started: %v", err)
+	}
+	if fileSize(walOf(dir)) == 0 {
+		t.Error("the log is gone")
 	}
 }

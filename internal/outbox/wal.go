@@ -122,6 +122,26 @@ func checkWAL(path string) error {
 
 var errWALDamaged = errors.New("results that were acknowledged would be lost")
 
+// refuseEmptied returns an error where the file was cut to nothing and its log was
+// not: SQLite deletes a log that lies beside an empty file, and with it the last that
+// is left.
+func refuseEmptied(dir string) error {
+	if Exists(dir) == nil {
+		return nil
+	}
+	commits := 0
+	err := walkWAL(walOf(dir), func(f walFrame) error {
+		if f.whole && f.commit > 0 {
+			commits++
+		}
+		return nil
+	})
+	if err != nil || commits == 0 {
+		return err
+	}
+	return fmt.Errorf("it is empty, yet its write-ahead log (%s-wal) holds %d commits, which a start would delete: it was truncated; put it back as it was, or restore the newest backup of the directory; to begin anew without what it held, move both files away", fileName, commits)
+}
+
 // applyWAL writes the pages of all whole frames up to the last commit into a copy
 // of the file: what SQLite would have done, had it read past the damage.
 func applyWAL(path string, file *os.File) error {

@@ -252,7 +252,10 @@ func (o *Outbox) transact(tx *transaction, do func(*transaction) error, marks []
 	if err := tx.writeState(); err != nil {
 		return err
 	}
-	return tx.exec(`COMMIT`)
+	if err := tx.exec(`COMMIT`); err != nil {
+		return err
+	}
+	return tx.o.whole() // nobody is answered for what the next start would drop
 }
 
 // rollback ends a failed transaction. SQLite may have rolled back by itself
