@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -129,6 +131,40 @@ func TestZombieIsFenced(t *testing.T) {
 	a.stop(pa)
 	b.stop(pb)
 	testkit.CheckExactlyOnce(t, slices.Concat(load.Acked(), more.Acked(), late.Acked()), testkit.Consume(t, broker.Addr(), a.topic))
+}
+
+// TestADrainThatIsFencedEnds: another copy takes over in the middle of a drain.
+func TestADrainThatIsFencedEnds(t *testing.T) {
+	broker := testkit.StartKafka(t, testkit.WithProxy())
+	a := newLine(t, nowhere)
+	p := a.start()
+	pending := a.post(20)
+	p.Kill(t)
+	b := newLine(t, broker.Addr())
+	b.topic = a.topic
+	a.copyData(b.data)
+
+	claimed, goOn := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(goOn) })
+	defer release()
+	var requests atomic.Int32
+	broker.Proxy().Set(func(f testkit.Frame) testkit.Verdict {
+		if f.Key == produce && !f.Answer && requests.Add(1) == 2 { // the first is its claim
+			close(claimed)
+			<-goOn
+		}
+		return testkit.Pass
+	})
+	drain := testkit.StartSidecar(t, a.bin, "outbox", "drain", "--exit-when-empty", "--data-dir", a.data, "--brokers", broker.Proxy().Addr(), "--topic", a.topic)
+	<-claimed
+	pb := b.start()
+	b.drained()
+	release()
+	if code := drain.Wait(t); code != 1 || !strings.Contains(drain.Output(), "20 results stay in "+a.data) {
+		t.Errorf("the drain ended with %d", code)
+	}
+	b.stop(pb)
+	testkit.CheckExactlyOnce(t, pending, testkit.Consume(t, broker.Addr(), a.topic))
 }
 
 // TestForeignTransactionWhileRecovering: another producer's open transaction on

@@ -72,9 +72,10 @@ func (c *outboxDrainCmd) Run(e *env) error {
 		defer stop()
 		hard, kill := context.WithCancel(context.Background())
 		defer kill()
+		p := publisher.New(opts)
 		done := make(chan error, 1)
-		go func() { done <- publisher.New(opts).Run(soft, hard) }()
-		err := c.watch(ctx, e, o)
+		go func() { done <- p.Run(soft, hard) }()
+		err := c.watch(ctx, e, o, p)
 		stop()
 		release := time.AfterFunc(5*time.Second, kill)
 		defer release.Stop()
@@ -92,8 +93,9 @@ func isTerminal(w io.Writer) bool {
 	return err == nil
 }
 
-// watch draws the progress until nothing is pending or ctx ends.
-func (c *outboxDrainCmd) watch(ctx context.Context, e *env, o *outbox.Outbox) error {
+// watch draws the progress until nothing is pending, nothing can be published any
+// more, or ctx ends.
+func (c *outboxDrainCmd) watch(ctx context.Context, e *env, o *outbox.Outbox, p *publisher.Publisher) error {
 	st, err := o.Stats(ctx)
 	if err != nil {
 		return err
@@ -114,6 +116,12 @@ func (c *outboxDrainCmd) watch(ctx context.Context, e *env, o *outbox.Outbox) er
 			}
 			_, err := fmt.Fprintf(e.stderr, "published %d, parked %d\n", total, st.ParkedRows)
 			return err
+		}
+		if st.Damage != "" {
+			return fmt.Errorf("the outbox is damaged, %d results are pending: %s", st.PendingRows, st.Damage)
+		}
+		if s := p.Status(); s.State == "stopped" {
+			return fmt.Errorf("%s: %d results stay in %s; end the other one, then drain again", s.LastError, st.PendingRows, c.DataDir)
 		}
 		select {
 		case <-tick.C:

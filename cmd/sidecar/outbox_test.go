@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -239,6 +240,24 @@ func TestDrain(t *testing.T) {
 	}
 	succeed(t, append(drain, "--brokers", fake.Addr())...) // nothing left
 	fail(t, exitFailed, []string{"no outbox in"}, "outbox", "drain", "--data-dir", p.dir, "--brokers", fake.Addr())
+}
+
+// TestDrainOfAlteredContentEnds: it is never published, so nothing is left to wait for.
+func TestDrainOfAlteredContentEnds(t *testing.T) {
+	p := newPlace(t, testkit.FreeAddr(t))
+	r := p.run("--shutdown-timeout", "1ms")
+	r.post(`{"x":"<marker>"}`, "success")
+	r.end()
+	path := filepath.Join(p.dataDir(), "outbox.db")
+	file, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, bytes.ReplaceAll(file, []byte("<marker>"), []byte("<altered")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fail(t, exitFailed, []string{"the outbox is damaged, 1 results are pending", "does not have its digest", "sidecar outbox recover"},
+		"outbox", "drain", "--exit-when-empty", "--data-dir", p.dataDir(), "--brokers", testkit.StartFake(t).Addr())
 }
 
 // TestCheckAndRecover of a file with a damaged page.
