@@ -130,6 +130,13 @@ func TestTopicsDeleted(t *testing.T) {
 			awaitTrue(t, "the topic is made again", func(context.Context) (bool, error) {
 				return strings.Count(p.Output(), made) == 2, nil
 			})
+			says := []string{"the topic was deleted, or the broker has lost it"}
+			if suffix != "" {
+				says = append(says, "the watermarks of this outbox are gone")
+			}
+			awaitTrue(t, "it says what that means", func(context.Context) (bool, error) {
+				return !slices.ContainsFunc(says, func(text string) bool { return strings.Count(p.Output(), text) != 1 }), nil
+			})
 			before := len(load.Acked())
 			awaitAcked(t, load, before+500)
 			cancel()

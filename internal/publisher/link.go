@@ -68,6 +68,9 @@ func (l *link) recover(ctx context.Context) error {
 		return err
 	}
 	l.home = homePartition(l.id, l.topics.watermarks.Partitions)
+	if w == nil && l.p.source.WatermarkPosition() != (outbox.WatermarkPosition{}) {
+		l.p.missing(l.topics.watermarks.Name)
+	}
 	if w != nil {
 		l.home = w.partition
 		if err := l.judge(ctx, w.Watermark); err != nil {

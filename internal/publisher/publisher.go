@@ -105,6 +105,7 @@ type Publisher struct {
 	trouble trouble
 
 	claimed bool // by Run alone: a watermark with our owner is proven
+	missed  bool // by Run alone: it was told that our watermarks are gone
 	bounds  bounds
 	acked   map[int64]outbox.Placement // by Run alone: what Kafka has beyond the proven number (at-least-once)
 
@@ -211,6 +212,15 @@ func (p *Publisher) failed(err error) {
 	p.metrics.BrokerUp.Set(0)
 	p.metrics.PublishErrors.Inc()
 	p.trouble.report(err)
+}
+
+// missing tells, once, that what proves our publications is gone.
+func (p *Publisher) missing(topic string) {
+	if !p.missed {
+		p.log.Warn("the watermarks of this outbox are gone: what was on its way when it last ended may be published twice, each with the same ce_id", "topic", topic, "outbox_id", p.source.ID(),
+			"help", "was the topic deleted, or --topic changed? its cleanup.policy must be compact")
+	}
+	p.missed = true
 }
 
 func (p *Publisher) well() {
@@ -389,14 +399,18 @@ func (p *Publisher) needsWatermarks() bool {
 }
 
 func (p *Publisher) reportTopics(states []TopicState) {
-	known := make(map[Drift]bool)
+	known, seen := make(map[Drift]bool), make(map[string]bool)
 	for _, t := range p.Status().Topics {
+		seen[t.Name] = true
 		for _, d := range t.Drift {
 			known[d] = true
 		}
 	}
 	p.metrics.TopicDrift.Reset()
 	for _, t := range states {
+		if t.Created && seen[t.Name] {
+			p.log.Warn("the topic was deleted, or the broker has lost it: it is made again, and what lay in it is gone", "topic", t.Name)
+		}
 		if t.Created {
 			p.log.Info("topic created", "topic", t.Name, "partitions", t.Partitions)
 		}

@@ -41,8 +41,20 @@ func (n newest) after(other newest) bool {
 // of ours had left open.
 func readWatermark(ctx context.Context, opts []kgo.Opt, topic TopicState, id uuid.UUID, hint outbox.WatermarkPosition) (*newest, error) {
 	spans, err := watermarkSpans(ctx, opts, topic, hint)
-	if err != nil || len(spans) == 0 {
+	if err != nil {
 		return nil, err
+	}
+	w, err := readSpans(ctx, opts, topic, id, spans)
+	if err == nil && w == nil && hint != (outbox.WatermarkPosition{}) {
+		// What lay there is gone; since then we may have begun anew in another partition.
+		return readWatermark(ctx, opts, topic, id, outbox.WatermarkPosition{})
+	}
+	return w, err
+}
+
+func readSpans(ctx context.Context, opts []kgo.Opt, topic TopicState, id uuid.UUID, spans map[int32]span) (*newest, error) {
+	if len(spans) == 0 {
+		return nil, nil // there is none
 	}
 	offsets := make(map[int32]kgo.Offset, len(spans))
 	for p, s := range spans {

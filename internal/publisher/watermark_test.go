@@ -51,6 +51,32 @@ func TestNewestWatermarkOfSeveralPartitions(t *testing.T) {
 	}
 }
 
+// TestWatermarkThatBeganAnewElsewhere: where ours had expired and partitions were
+// added, it is in another partition than the one that the outbox remembers.
+func TestWatermarkThatBeganAnewElsewhere(t *testing.T) {
+	fake := testkit.StartFake(t)
+	topic := WatermarksTopic(ResultsTopic("results", 2, 1, nil))
+	st, err := EnsureTopic(t.Context(), kadm.NewClient(fake.Client(t)), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := uuid.New()
+	cl := fake.Client(t, kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	for partition, of := range []uuid.UUID{uuid.New(), id} {
+		r, err := watermarkRecord(topic.Name, int32(partition), of, outbox.Watermark{Seq: 7})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cl.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w, err := readWatermark(t.Context(), []kgo.Opt{kgo.SeedBrokers(fake.Addr())}, st, id, outbox.WatermarkPosition{TopicID: st.ID})
+	if err != nil || w == nil || w.partition != 1 {
+		t.Errorf("%+v %v", w, err)
+	}
+}
+
 // TestWatermarksStayInTheirPartition, where partitions are added in between.
 func TestWatermarksStayInTheirPartition(t *testing.T) {
 	b := newBench(t, ExactlyOnce)
