@@ -168,7 +168,7 @@ func Open(ctx context.Context, opts Options) (*Outbox, error) {
 		pending:       make(chan struct{}, 1),
 		checkpointDue: make(chan struct{}, 1),
 	}
-	if err := errors.Join(refuseEmptied(opts.Dir), checkWAL(walOf(opts.Dir))); err != nil { // before SQLite mends it in its own way
+	if err := errors.Join(refuseEmptied(opts.Dir), refuseWithoutLog(opts.Dir), checkWAL(walOf(opts.Dir))); err != nil { // before SQLite mends it in its own way
 		return nil, errors.Join(explainOpen(o.path(), err), lock.Close())
 	}
 	o.db, o.conn, err = openFile(ctx, o.path())

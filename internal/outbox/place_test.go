@@ -161,3 +161,21 @@ func TestAnEmptyFileBesideItsLog(t *testing.T) {
 		t.Error("the log is gone")
 	}
 }
+
+// TestALogThatWasDeleted: it held what was accepted last.
+func TestALogThatWasDeleted(t *testing.T) {
+	dir := t.TempDir()
+	filled(t, dir, 3)
+	dir = killed(t, dir)
+	aside := filepath.Join(t.TempDir(), "aside")
+	if err := os.Rename(walOf(dir), aside); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(context.Background(), testOptions(t, dir)); err == nil || !strings.Contains(err.Error(), "was deleted or moved") {
+		t.Errorf("started: %v", err)
+	}
+	if err := os.Rename(aside, walOf(dir)); err != nil {
+		t.Fatal(err)
+	}
+	open(t, dir)
+}

@@ -142,6 +142,17 @@ func refuseEmptied(dir string) error {
 	return fmt.Errorf("it is empty, yet its write-ahead log (%s-wal) holds %d commits, which a start would delete: it was truncated; put it back as it was, or restore the newest backup of the directory; to begin anew without what it held, move both files away", fileName, commits)
 }
 
+// refuseWithoutLog returns an error where the log is gone and its index is there: a
+// crash leaves both, and an end in order neither.
+func refuseWithoutLog(dir string) error {
+	_, err := os.Stat(walOf(dir))
+	index := filepath.Join(dir, fileName+"-shm")
+	if _, indexErr := os.Stat(index); !errors.Is(err, os.ErrNotExist) || indexErr != nil {
+		return nil
+	}
+	return fmt.Errorf("its write-ahead log (%s-wal) was deleted or moved: put it back, for it holds what was accepted last; to begin without that, delete %s", fileName, index)
+}
+
 // applyWAL writes the pages of all whole frames up to the last commit into a copy
 // of the file: what SQLite would have done, had it read past the damage.
 func applyWAL(path string, file *os.File) error {
