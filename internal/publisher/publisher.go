@@ -103,6 +103,7 @@ type Publisher struct {
 	log     *slog.Logger
 	metrics *metrics.Metrics
 	trouble trouble
+	parked  parkings
 
 	claimed bool // by Run alone: a watermark with our owner is proven
 	missed  bool // by Run alone: it was told that our watermarks are gone
@@ -128,6 +129,7 @@ func New(opts Options) *Publisher {
 	return &Publisher{
 		opts: opts, source: opts.Source, log: opts.Log, metrics: opts.Metrics,
 		trouble: trouble{log: opts.Log, interval: opts.LogInterval},
+		parked:  parkings{interval: opts.LogInterval},
 		acked:   make(map[int64]outbox.Placement),
 		bounds:  newBounds(opts.MaxRows, opts.MaxBytes),
 		status:  Status{State: "connecting", Delivery: opts.Delivery, Topics: []TopicState{}},
@@ -353,17 +355,23 @@ func (p *Publisher) setAside(l *link, rows []outbox.Row, refused *refusedError) 
 		return err
 	}
 	p.bounds.grow()
-	p.log.Error("a result was parked: Kafka refuses it", "event_id", r.EventID, "correlation_id", r.CorrelationID, "seq", seq, "error", refused.cause,
-		"help", "sidecar outbox show "+r.EventID.String())
+	if n := p.parked.add(time.Now()); n > 0 {
+		p.log.Error("a result was parked: Kafka refuses it", "event_id", r.EventID, "correlation_id", r.CorrelationID, "seq", seq, "error", refused.cause,
+			"parked_since_last_line", n, "help", "sidecar outbox show "+r.EventID.String()+"; all of them: sidecar outbox list --state parked")
+	}
 	return nil
 }
 
 // topics are the two topics as they are.
 type topics struct{ results, watermarks TopicState }
 
+// leastMaxMessage is the least that a producing client can be given. No result
+// fits into less: below it the broker refuses them, and they are parked.
+const leastMaxMessage = 512
+
 func (t topics) maxMessage() int32 {
 	if m := t.results.MaxMessageBytes; m > 0 {
-		return int32(min(m, 64<<20))
+		return int32(max(leastMaxMessage, min(m, 64<<20)))
 	}
 	return defaultMaxMessage
 }

@@ -1,10 +1,12 @@
 package publisher
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -306,6 +308,33 @@ func TestRefusedRecordIsParkedAlone(t *testing.T) {
 			}
 			b.eachOnce(append(before, after...))
 		})
+	}
+}
+
+// TestManyParkedAreOneLine: a limit that shrank can park thousands.
+func TestManyParkedAreOneLine(t *testing.T) {
+	b := newBench(t, AtLeastOnce)
+	var out bytes.Buffer // read when the publisher has ended
+	b.opts.Log = slog.New(slog.NewTextHandler(&out, nil))
+	b.opts.Topic.Configs["max.message.bytes"] = "300" // less than the headers take, and than a client can be given
+	ids := b.add(10)
+	p := New(b.opts)
+	soft, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(soft, t.Context()) }()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for _, id := range ids {
+		if e, err := b.outbox.WaitPublished(ctx, id); err != nil || e.State != outbox.Parked {
+			t.Fatalf("%+v %v", e, err)
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(out.String(), "a result was parked"); n != 1 || !strings.Contains(out.String(), "sidecar outbox list --state parked") {
+		t.Errorf("%d lines:\n%s", n, out.String())
 	}
 }
 

@@ -35,3 +35,22 @@ func (t *trouble) over() {
 	}
 	t.attempts, t.told = 0, false
 }
+
+// parkings counts results that are set aside, so that one line per interval tells of
+// them: where a topic's limit shrinks there can be thousands.
+type parkings struct {
+	interval time.Duration
+	logged   time.Time
+	untold   int
+}
+
+// add returns how many results the line is about that is due now; 0: none is.
+func (k *parkings) add(now time.Time) int {
+	k.untold++
+	if now.Sub(k.logged) < k.interval {
+		return 0
+	}
+	n := k.untold
+	k.logged, k.untold = now, 0
+	return n
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,4 +33,17 @@ func TestTroubleThatComesAndGoesIsOneLine(t *testing.T) {
 	tr.over()
 	tr.over()
 	expect(2, 2)
+}
+
+// TestParkingsAreCounted: those that had no line of their own are in the next one's number.
+func TestParkingsAreCounted(t *testing.T) {
+	k := parkings{interval: time.Minute}
+	start := time.Now()
+	var told []int
+	for i := range 5 {
+		told = append(told, k.add(start.Add(time.Duration(i)*20*time.Second)))
+	}
+	if want := []int{1, 0, 0, 3, 0}; !slices.Equal(told, want) {
+		t.Errorf("told of %v, want %v", told, want)
+	}
 }
