@@ -272,7 +272,8 @@ func (e *stalledError) Error() string {
 	return fmt.Sprintf("Kafka did not answer within %s", e.after)
 }
 
-// explainProduce names the access control that is missing.
+// explainProduce names the access control that is missing, or what else a person
+// must set right.
 func explainProduce(err error) error {
 	switch {
 	case errors.Is(err, kerr.TopicAuthorizationFailed):
@@ -281,6 +282,8 @@ func explainProduce(err error) error {
 		return fmt.Errorf("not authorised: grant this principal Write on the topic, or IdempotentWrite on the cluster: %w", err)
 	case errors.Is(err, kerr.TransactionalIDAuthorizationFailed):
 		return fmt.Errorf("not authorised: grant this principal Write on the transactional ID, or choose --delivery at-least-once: %w", err)
+	case errors.Is(err, kerr.InvalidTimestamp):
+		return fmt.Errorf("this machine's clock differs from the broker's by more than the topic allows (message.timestamp.after.max.ms, message.timestamp.before.max.ms): set it right: %w", err)
 	}
 	return err
 }

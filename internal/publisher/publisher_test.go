@@ -212,7 +212,7 @@ func TestProduceErrorsAreTriedAgain(t *testing.T) {
 	for _, kafkaErr := range []*kerr.Error{kerr.NotLeaderForPartition, kerr.TopicAuthorizationFailed, kerr.InvalidProducerEpoch, kerr.NotEnoughReplicas, kerr.InvalidTimestamp, kerr.KafkaStorageError} {
 		t.Run(kafkaErr.Message, func(t *testing.T) {
 			b := newBench(t, ExactlyOnce)
-			b.run()
+			p := b.run()
 			first := b.add(1)
 			b.awaitPublished(first)
 			var injected atomic.Int32
@@ -228,6 +228,9 @@ func TestProduceErrorsAreTriedAgain(t *testing.T) {
 			b.eachOnce(append(first, ids...))
 			if injected.Load() == 0 {
 				t.Error("the fault was never injected")
+			}
+			if said := p.Status().LastError; kafkaErr == kerr.InvalidTimestamp && !strings.Contains(said, "clock") {
+				t.Errorf("it does not say what to set right: %s", said)
 			}
 			if st, err := b.outbox.Stats(t.Context()); err != nil || st.ParkedRows != 0 {
 				t.Errorf("parked %d, %v", st.ParkedRows, err)
