@@ -136,6 +136,10 @@ func (c *Client) call(ctx context.Context, method, target string, body []byte) (
 		if errors.As(err, &op) && op.Op == "dial" {
 			return 0, nil, fmt.Errorf("%w %s (--socket): %w", ErrNotRunning, c.path, op.Err)
 		}
+		var slow net.Error
+		if errors.As(err, &slow) && slow.Timeout() {
+			return 0, nil, fmt.Errorf("the sidecar at %s has taken the connection and does not answer: it hangs, or was stopped (kill -CONT): %w", c.path, err)
+		}
 		return 0, nil, fmt.Errorf("ask the sidecar at %s: %w", c.path, err)
 	}
 	defer func() { _ = resp.Body.Close() }() // read to its end, or given up

@@ -1,11 +1,14 @@
 package ipc
 
 import (
+	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // shortDir is a directory whose paths fit into sun_path.
@@ -125,5 +128,22 @@ func TestOnlyItsOwnInodeIsUnlinked(t *testing.T) {
 	}
 	if _, err := os.Lstat(path); err != nil {
 		t.Errorf("somebody else's file was removed: %v", err)
+	}
+}
+
+// TestASidecarThatDoesNotAnswer is told from one that does not run.
+func TestASidecarThatDoesNotAnswer(t *testing.T) {
+	path := filepath.Join(shortDir(t), "s")
+	l, err := net.Listen("unix", path) // and never accepts
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	cl := NewClient(path)
+	defer cl.Close()
+	if _, err := cl.Status(ctx); err == nil || errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), "it hangs, or was stopped") {
+		t.Error(err)
 	}
 }
