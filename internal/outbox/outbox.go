@@ -102,6 +102,7 @@ type Outbox struct {
 	stmts       statements
 	files       []placed // as opened
 	commits     commits
+	comparesLog bool // its files show what is committed
 
 	sound atomic.Bool // the last end was clean, or a check after it found no damage
 	owner uuid.UUID   // generation of this start
@@ -190,6 +191,8 @@ func Open(ctx context.Context, opts Options) (*Outbox, error) {
 	if o.commits, err = openCommits(opts.Dir); err != nil {
 		return nil, errors.Join(err, o.closeFiles())
 	}
+	frames, err := o.compare()                                       // of the commit that began this start
+	o.comparesLog = frames > 0 && err == nil && !opts.AllowNetworkFS // there less is sure
 	return o, nil
 }
 

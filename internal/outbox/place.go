@@ -78,31 +78,39 @@ func (c commits) close() error {
 // SQLite goes by its index and would write on behind a hole, and the next start drop
 // everything from the hole on. Only who writes may ask.
 func (o *Outbox) whole() error {
-	if o.commits.index == nil || o.opts.AllowNetworkFS { // some show in a file later what was mapped
+	if !o.comparesLog {
 		return nil
 	}
+	_, err := o.compare()
+	return err
+}
+
+// compare compares the log with its index, and returns how many frames that has. Some
+// file systems do not show in a file what was mapped: there it has none at the start,
+// or they differ already.
+func (o *Outbox) compare() (frames uint32, err error) {
 	const header = 48 // twice, then how many frames the file has
 	var index [2*header + 4]byte
 	if _, err := o.commits.index.ReadAt(index[:], 0); err != nil {
-		return fmt.Errorf("%s-shm: %w (%w)", fileName, errCut, err)
+		return 0, fmt.Errorf("%s-shm: %w (%w)", fileName, errCut, err)
 	}
 	page := int64(binary.NativeEndian.Uint16(index[14:]))
 	frames, inFile := binary.NativeEndian.Uint32(index[16:]), binary.NativeEndian.Uint32(index[2*header:])
 	if st, err := os.Stat(o.path()); err == nil && st.Size() < page { // one that is not there is for inPlace to tell
-		return fmt.Errorf("%s: %w", fileName, errCut)
+		return frames, fmt.Errorf("%s: %w", fileName, errCut)
 	}
 	if frames <= inFile {
-		return nil
+		return frames, nil
 	}
 	var log [walHeaderSize]byte
-	_, err := o.commits.log.ReadAt(log[:], 0)
+	_, err = o.commits.log.ReadAt(log[:], 0)
 	st, statErr := o.commits.log.Stat()
 	if err := errors.Join(err, statErr); err != nil {
-		return fmt.Errorf("%s-wal: %w (%w)", fileName, errCut, err)
+		return frames, fmt.Errorf("%s-wal: %w (%w)", fileName, errCut, err)
 	}
 	salts := index[32:40]
 	if st.Size() < walHeaderSize+int64(frames)*(frameHeaderSize+page) || !bytes.Equal(log[16:24], salts) {
-		return fmt.Errorf("%s-wal: %w", fileName, errCut)
+		return frames, fmt.Errorf("%s-wal: %w", fileName, errCut)
 	}
-	return nil
+	return frames, nil
 }
