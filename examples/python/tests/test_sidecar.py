@@ -204,7 +204,7 @@ def test_wrong_flags_are_told(make: Make, log: Watch) -> None:
     with pytest.raises(SidecarStartError, match=r"exit status 2(.|\n)*exactly-once") as caught:
         own.start()
     assert caught.value.exit_status == 2
-    log.await_text("--delivery must be one of")
+    log.await_text('"--delivery" flag: must be one of')
     assert own.pid is None
     assert not any("started again" in text for text in log.texts())
 
