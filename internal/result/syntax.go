@@ -20,6 +20,14 @@ func (e *SyntaxError) Error() string { return fmt.Sprintf("%s (at byte %d)", e.M
 // checkSyntax is what the functions below it rely on: they look for the ends of
 // strings and objects and check nothing.
 func checkSyntax(data []byte) error {
+	if wellFormed(data) {
+		return nil
+	}
+	return explain(data)
+}
+
+// explain returns what is wrong with data, nil if nothing is.
+func explain(data []byte) error {
 	if !utf8.Valid(data) {
 		return &SyntaxError{invalidUTF8At(data), "not valid UTF-8"}
 	}
