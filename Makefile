@@ -154,6 +154,7 @@ ROUNDS ?= 200
 .PHONY: fuzz
 fuzz: need-go ## Fuzz the decoder and the batch stream, FUZZTIME each (1m)
 	go test ./internal/result -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZTIME)
+	go test ./internal/result -run '^$$' -fuzz '^FuzzWellFormed$$' -fuzztime $(FUZZTIME)
 	go test ./internal/ipc -run '^$$' -fuzz '^FuzzBatch$$' -fuzztime $(FUZZTIME)
 FUZZTIME ?= 1m
 
