@@ -27,8 +27,16 @@ func workload(kind, rest string) string {
 	case "Job":
 		head = "apiVersion: batch/v1\nkind: Job\nmetadata:\n  name: mine\nspec:\n"
 		rest = "      restartPolicy: Never\n" + rest
+	case "CronJob":
+		_, job, _ := strings.Cut(workload("Job", rest), "\nspec:\n")
+		return "apiVersion: batch/v1\nkind: CronJob\nmetadata:\n  name: mine\nspec:\n  schedule: 0 3 * * *\n  jobTemplate:\n    spec:\n" + indent(job, 4)
 	}
 	return head + "  template:\n    metadata:\n      labels: {a: b}\n    spec:\n" + rest
+}
+
+// indent moves each line so many columns to the right.
+func indent(text string, by int) string {
+	return regexp.MustCompile(`(?m)^(.)`).ReplaceAllString(text, strings.Repeat(" ", by)+"$1")
 }
 
 // with builds a workload of somebody's own with components, as the README says.
@@ -81,7 +89,7 @@ const full = `      volumes:
 // TestComponentOnAnyWorkload adds the sidecar to what has no volumes, mounts or init
 // containers, and to what has all of them: nothing of theirs is lost.
 func TestComponentOnAnyWorkload(t *testing.T) {
-	for _, kind := range []string{"Deployment", "StatefulSet", "Job"} {
+	for _, kind := range []string{"Deployment", "StatefulSet", "Job", "CronJob"} {
 		t.Run(kind+" without anything", func(t *testing.T) {
 			if err := hasSidecar(thePod(t, with(t, workload(kind, bare), "", "sidecar")), true); err != nil {
 				t.Error(err)
@@ -117,7 +125,7 @@ func TestComponents(t *testing.T) {
 			t.Error("the emptyDir is still there")
 		}
 	})
-	for _, kind := range []string{"Deployment", "StatefulSet", "Job"} {
+	for _, kind := range []string{"Deployment", "StatefulSet", "Job", "CronJob"} {
 		t.Run("no port, "+kind, func(t *testing.T) {
 			c := thePod(t, with(t, workload(kind, bare), "", "sidecar", "exec-probes")).container(sidecar)
 			if len(c.Ports) > 0 || slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "SIDECAR_ADMIN_ADDR" }) {
@@ -171,6 +179,14 @@ func TestOtherContainerName(t *testing.T) {
 		t.Errorf("%v, want that an image is required", err)
 	}
 	p := thePod(t, with(t, worker, advice(t, "A container of another name"), "sidecar"))
+	if p.container("app") != nil || mounts(p.container("worker"))["/run/workflow-results"] == "" {
+		t.Errorf("%+v", p.spec.Containers)
+	}
+
+	// Of a CronJob: the README's lines at the path that it names.
+	head, rest, _ := strings.Cut(strings.ReplaceAll(advice(t, "A container of another name"), "kind: Deployment", "kind: CronJob"), "        template:\n")
+	lines := head + "        jobTemplate:\n          spec:\n            template:\n" + indent(rest, 4)
+	p = thePod(t, with(t, workload("CronJob", strings.Replace(bare, "name: app", "name: worker", 1)), lines, "sidecar"))
 	if p.container("app") != nil || mounts(p.container("worker"))["/run/workflow-results"] == "" {
 		t.Errorf("%+v", p.spec.Containers)
 	}

@@ -62,7 +62,7 @@ func thePod(t *testing.T, text string) pod {
 // TestOverlays: the API server takes each of them, and each has a sound pod.
 func TestOverlays(t *testing.T) {
 	names := overlays(t)
-	if want := []string{"deployment", "dev", "job", "pre-1.29", "sasl-tls", "statefulset"}; !slices.Equal(names, want) {
+	if want := []string{"cronjob", "deployment", "dev", "job", "pre-1.29", "sasl-tls", "statefulset"}; !slices.Equal(names, want) {
 		t.Errorf("overlays %v, want %v", names, want)
 	}
 	for _, name := range names {
@@ -150,10 +150,10 @@ func TestMemory(t *testing.T) {
 }
 
 // TestGrace: within the pod's grace period the app has ten seconds of its own
-// before the sidecar's --shutdown-timeout, and the job's sidecar all but that. So has
+// before the sidecar's --shutdown-timeout, and the sidecar of a job or cronjob all but that. So has
 // the plain container, which is asked to end together with the app.
 func TestGrace(t *testing.T) {
-	for overlay, want := range map[string]struct{ grace, own int64 }{"statefulset": {60, 25}, "deployment": {60, 25}, "pre-1.29": {60, 55}, "job": {300, 280}} {
+	for overlay, want := range map[string]struct{ grace, own int64 }{"statefulset": {60, 25}, "deployment": {60, 25}, "pre-1.29": {60, 55}, "job": {300, 280}, "cronjob": {300, 280}} {
 		p := podOf(t, overlay)
 		shutdown := env(p, "SIDECAR_SHUTDOWN_TIMEOUT")
 		if shutdown == "" {
@@ -213,6 +213,10 @@ func TestFaultsOfOtherKinds(t *testing.T) {
 		"ConfigMap's key":     {"statefulset", "SIDECAR_BROKERS:", "'SIDECAR BROKERS':", "a valid config key"},
 		"job's restarts":      {"job", "restartPolicy: OnFailure", "restartPolicy: Always", "valid values"},
 		"job's limit":         {"job", "backoffLimit: 3", "backoffLimit: -3", "backoffLimit"},
+		"schedule":            {"cronjob", "schedule: 0 3 * * *", "schedule: 0 25 * * *", "spec.schedule"},
+		"root, each night":    {"cronjob", "runAsNonRoot: true\n              runAsUser: 65532", "runAsUser: 0", "runAsUser=0"},
+		"mount in its pod":    {"cronjob", "mountPath: /var/lib/workflow-results\n", "mountPath: /run/workflow-results\n", "must be unique"},
+		"probe in its pod":    {"cronjob", "livenessProbe:\n", "livenessProb:\n", "unknown field"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := build(t, filepath.Join(manifests, "overlays", c.overlay))

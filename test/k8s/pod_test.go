@@ -347,14 +347,18 @@ func (n *node) endedWell() {
 // TestJobCompletes: the app ends by itself, the kubelet then ends the sidecar, which
 // publishes what Kafka, away until then, had not taken; nothing of the pod runs on.
 func TestJobCompletes(t *testing.T) {
-	n := schedule(t, podOf(t, "job"), testkit.FreeAddr(t))
-	n.start()
-	n.await(n.pod.container(sidecar).StartupProbe)
-	ids := []string{n.app(), n.app()} // each is a process that ends with status 0
-	n.sidecar.Term(t)
-	testkit.StartFake(t, kfake.Ports(port(t, n.brokers)))
-	n.endedWell()
-	expect(t, n.brokers, ids)
+	for _, overlay := range []string{"job", "cronjob"} {
+		t.Run(overlay, func(t *testing.T) {
+			n := schedule(t, podOf(t, overlay), testkit.FreeAddr(t))
+			n.start()
+			n.await(n.pod.container(sidecar).StartupProbe)
+			ids := []string{n.app(), n.app()} // each is a process that ends with status 0
+			n.sidecar.Term(t)
+			testkit.StartFake(t, kfake.Ports(port(t, n.brokers)))
+			n.endedWell()
+			expect(t, n.brokers, ids)
+		})
+	}
 }
 
 // TestPodWithoutKafka gets ready, and loses nothing when the kubelet kills the

@@ -53,6 +53,10 @@ var validators = map[string]func(runtime.Object) field.ErrorList{
 	"ConfigMap": func(o runtime.Object) field.ErrorList {
 		return corevalidation.ValidateConfigMap(o.(*core.ConfigMap))
 	},
+	"CronJob": func(o runtime.Object) field.ErrorList {
+		j := o.(*batch.CronJob)
+		return batchvalidation.ValidateCronJobCreate(j, podapi.GetValidationOptionsFromPodTemplate(&j.Spec.JobTemplate.Spec.Template, nil))
+	},
 	"Deployment": func(o runtime.Object) field.ErrorList {
 		d := o.(*apps.Deployment)
 		return appsvalidation.ValidateDeployment(d, podapi.GetValidationOptionsFromPodTemplate(&d.Spec.Template, nil))
@@ -93,6 +97,8 @@ func template(o runtime.Object) *core.PodTemplateSpec {
 		return &o.Spec.Template
 	case *batch.Job:
 		return &o.Spec.Template
+	case *batch.CronJob:
+		return &o.Spec.JobTemplate.Spec.Template
 	}
 	return nil
 }
@@ -160,6 +166,8 @@ func examine(text string) (pods []pod, err error) {
 			config[o.Name] = o.Data
 		case *appsv1.Deployment:
 			pods = append(pods, pod{kind: o.Kind, workload: o.Name, meta: o.Spec.Template.ObjectMeta, spec: o.Spec.Template.Spec})
+		case *batchv1.CronJob:
+			pods = append(pods, pod{kind: o.Kind, workload: o.Name, meta: o.Spec.JobTemplate.Spec.Template.ObjectMeta, spec: o.Spec.JobTemplate.Spec.Template.Spec})
 		case *batchv1.Job:
 			pods = append(pods, pod{kind: o.Kind, workload: o.Name, meta: o.Spec.Template.ObjectMeta, spec: o.Spec.Template.Spec})
 		case *appsv1.StatefulSet:
