@@ -75,7 +75,8 @@ expect 409 'not-parked' -X POST "$url/v1/results/$id:retry"
 expect 409 'not-parked' -X DELETE "$url/v1/results/$id"
 expect 404 'not-found' -X DELETE "$url/v1/results/$(uuid)"
 expect 405 'method' -X PUT $url/v1/results
-expect 405 '' -I $url/v1/results
+expect 200 '' -I $url/v1/results
+expect 200 '' -I $url/healthz
 expect 200 '"outbox":' $url/v1/status
 expect 200 '"ok":true' $url/healthz
 expect 200 '"ok":true' $url/readyz

@@ -24,9 +24,9 @@ type Sources struct {
 // maxScrapes bounds the readings of /metrics at one time; one more gets 503.
 const maxScrapes = 8
 
-// Observe serves GET /healthz, /readyz, /v1/status, /v1/history and /metrics, and nothing
-// else: another path is 404 and another method, HEAD too, 405. A metric that
-// cannot be read makes the whole scrape a 500: half of them would look like all.
+// Observe serves GET and HEAD of /healthz, /readyz, /v1/status, /v1/history and /metrics, and
+// nothing else: another path is 404 and another method 405. A metric that cannot be
+// read makes the whole scrape a 500: half of them would look like all.
 func Observe(src Sources) http.Handler {
 	routes := map[string]http.HandlerFunc{
 		"/healthz": func(w http.ResponseWriter, _ *http.Request) { probe(w, src.Alive(), "") },
@@ -46,13 +46,21 @@ func Observe(src Sources) http.Handler {
 		switch {
 		case !known:
 			writeProblem(w, http.StatusNotFound, "there is only the page at /, /healthz, /readyz, /v1/status, /v1/history and /metrics here; results go to the socket")
-		case r.Method != http.MethodGet:
-			w.Header().Set("Allow", http.MethodGet)
-			writeProblem(w, http.StatusMethodNotAllowed, r.URL.Path+" takes GET only")
+		case !reads(r):
+			refuseMethod(w, r)
 		default:
 			serve(w, r)
 		}
 	})
+}
+
+// reads tells GET, and HEAD: the same answer without its content, which net/http leaves
+// away (RFC 9110, 9.3.2).
+func reads(r *http.Request) bool { return r.Method == http.MethodGet || r.Method == http.MethodHead }
+
+func refuseMethod(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Allow", "GET, HEAD")
+	writeProblem(w, http.StatusMethodNotAllowed, r.URL.Path+" takes GET and HEAD only")
 }
 
 type answer struct {

@@ -57,9 +57,8 @@ func Page(observe, results http.Handler) http.Handler {
 			look(w, r)
 		case !known:
 			observe.ServeHTTP(w, r)
-		case r.Method != http.MethodGet:
-			w.Header().Set("Allow", http.MethodGet)
-			writeProblem(w, http.StatusMethodNotAllowed, r.URL.Path+" takes GET only")
+		case !reads(r):
+			refuseMethod(w, r)
 		default:
 			route.ServeHTTP(w, r)
 		}

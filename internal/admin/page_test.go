@@ -37,8 +37,9 @@ func TestPageAnswers(t *testing.T) {
 		{"its icon", nil, "GET", "/icon.svg", 200, "<svg"},
 		{"no other file", nil, "GET", "/index.html", 404, "/healthz"},
 		{"no way out", nil, "GET", "/../page.go", 404, ""},
-		{"takes nothing", nil, "POST", "/", 405, "GET only"},
-		{"HEAD", nil, "HEAD", "/page.css", 405, ""},
+		{"takes nothing", nil, "POST", "/", 405, "GET and HEAD only"},
+		{"HEAD", nil, "HEAD", "/page.css", 200, ""},
+		{"HEAD of the status", nil, "HEAD", "/v1/status", 200, ""},
 		{"probes as before", nil, "GET", "/healthz", 200, `{"ok":true}`},
 		{"metrics as before", nil, "GET", "/metrics", 200, ""},
 		{"status", nil, "GET", "/v1/status", 200, `"pending":3`},
@@ -48,7 +49,7 @@ func TestPageAnswers(t *testing.T) {
 		{"nor one of them", nil, "GET", id, 404, "--admin-results"},
 		{"results", lists, "GET", "/v1/results", 200, `"asked":"/v1/results"`},
 		{"one of them", lists, "GET", id, 200, `"asked":"` + id + `"`},
-		{"takes no results", lists, "POST", "/v1/results", 405, "GET only"},
+		{"takes no results", lists, "POST", "/v1/results", 405, "GET and HEAD only"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			status, header, body := request(t, Page(Observe(sources()), tt.results), tt.method, tt.path)

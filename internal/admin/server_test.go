@@ -107,9 +107,20 @@ func TestServerTakesNoResults(t *testing.T) {
 	if status != 404 {
 		t.Errorf("status %d, want 404", status)
 	}
-	status, _ = raw(t, addr, "HEAD /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-	if status != 405 {
-		t.Errorf("HEAD: status %d, want 405", status)
+}
+
+// TestServerAnswersHEAD as it answers GET, without the content (RFC 9110, 9.3.2).
+func TestServerAnswersHEAD(t *testing.T) {
+	addr := start(t, nil, Page(Observe(sources()), nil))
+	for _, path := range []string{"/", "/page.js", "/healthz", "/readyz", "/metrics", "/v1/status", "/v1/history"} {
+		status, body := raw(t, addr, "HEAD "+path+" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+		if status != 200 || body != "" {
+			t.Errorf("HEAD %s: %d %q, want 200 and no content", path, status, body)
+		}
+		// What the next one gets is not what HEAD left.
+		if status, body := raw(t, addr, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"); status != 200 || (body == "") != (path == "/metrics") {
+			t.Errorf("GET %s: %d %q, want 200 and content", path, status, body)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package ipc
 import (
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,13 +41,16 @@ func TestReadResultsReads(t *testing.T) {
 			t.Errorf("%s: %d %s; the socket says %d %s", target, status, body, a.status, a.text)
 		}
 	}
+	if status, _, _ := ask("HEAD", one); status != http.StatusOK {
+		t.Errorf("HEAD: %d", status)
+	}
 	for _, c := range []struct {
 		method, target string
 		want           int
 	}{
-		{"DELETE", one, 405}, {"POST", "/v1/results", 405}, {"HEAD", one, 405}, {"POST", one + ":retry", 404}, {"GET", "/v1/results/x", 404}, {"POST", "/v1/results:batch", 404},
+		{"DELETE", one, 405}, {"POST", "/v1/results", 405}, {"POST", one + ":retry", 404}, {"GET", "/v1/results/x", 404}, {"POST", "/v1/results:batch", 404},
 	} {
-		if status, header, body := ask(c.method, c.target); status != c.want || (status == 405) != (header.Get("Allow") == "GET") || !strings.Contains(header.Get("Content-Type"), "problem") {
+		if status, header, body := ask(c.method, c.target); status != c.want || (status == 405) != (slices.Equal(header.Values("Allow"), []string{"GET", "HEAD"})) || !strings.Contains(header.Get("Content-Type"), "problem") {
 			t.Errorf("%s %s: %d %v %s", c.method, c.target, status, header, body)
 		}
 	}

@@ -58,6 +58,9 @@ func (s *Server) routeResult(w http.ResponseWriter, r *http.Request, rest string
 type methods map[string]http.HandlerFunc
 
 func (s *Server) dispatch(w http.ResponseWriter, r *http.Request, m methods) {
+	if get, ok := m[http.MethodGet]; ok {
+		m[http.MethodHead] = get // RFC 9110, 9.3.2; net/http leaves the content away
+	}
 	if h, ok := m[r.Method]; ok {
 		h(w, r)
 		return
