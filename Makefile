@@ -32,14 +32,18 @@ $(STATIC): $(GOFILES) | need-go
 	CGO_ENABLED=1 go build -trimpath -buildvcs=false -tags sqlite_omit_load_extension,osusergo,netgo,grpcnotrace \
 		-ldflags "-s -w -X main.buildVersion=$(VERSION) -linkmode external -extldflags -static" -o $@ ./cmd/sidecar
 
+.PHONY: static
+static: $(STATIC) ## Build the static binary for a machine of your own: it goes into the image too
+	@echo $(STATIC)
+
 .PHONY: wheel
 wheel: $(STATIC) $(VENV)/demo.stamp ## Build dist/*.whl: the Python package with a static sidecar in it
 	@rm -f dist/workflow_results-*.whl
 	@$(VENV)/bin/python examples/python/build_wheel.py $(STATIC) dist
 
 .PHONY: image
-image: ## Build the image workflow-results-sidecar:VERSION, with buildah or docker
-	@tool=$$(command -v buildah || command -v docker) || { echo "missing: buildah or docker. Install one (Debian, Ubuntu): apt-get install buildah" >&2; exit 1; }; \
+image: ## Build the image workflow-results-sidecar:VERSION, with buildah or docker (TOOL=docker)
+	@tool=$$(for tool in $(or $(TOOL),buildah docker); do command -v "$$tool" && break; done) || { echo "missing: $(or $(TOOL),buildah or docker). Install it (Debian, Ubuntu): apt-get install buildah" >&2; exit 1; }; \
 		"$$tool" build --build-arg VERSION=$(VERSION) -t workflow-results-sidecar:$(VERSION) .
 
 # What the image holds, also where no base image can be pulled: its build stage and its test call this.

@@ -19,6 +19,20 @@ trap end EXIT
 fail() { echo "FAILED: $*" >&2; exit 1; }
 is() { [ "$2" = "$3" ] || fail "$1: got '$2', want '$3'"; echo "ok: $1"; }
 
+# Who builds: the tool that is asked for, or buildah before docker. Stand-ins tell who was called.
+mkdir "$work/tools"
+for tool in buildah docker; do printf '#!/bin/sh\necho %s "$1"\n' "$tool" >"$work/tools/$tool"; done
+chmod +x "$work/tools/"*
+chosen() { PATH="$work/tools:$PATH" make -s image "$@" 2>&1 || true; }
+is "make image" "$(chosen)" "buildah build"
+is "make image TOOL=docker" "$(chosen TOOL=docker)" "docker build"
+case $(chosen TOOL=nothing-here) in "missing: nothing-here."*) echo "ok: a tool that is missing" ;; *) fail "a tool that is missing: $(chosen TOOL=nothing-here)" ;; esac
+
+# What docs/OPERATIONS.md installs without Kubernetes is what make static makes, the image's own bytes.
+static=$(make -s static VERSION="$VERSION")
+is "make static tells where it is" "$static" "$(sed -n 's/^    install -m 0755 \([^ ]*\) .*/\1/p' docs/OPERATIONS.md)"
+cmp "$static" "$IMAGE_ROOT/sidecar" || fail "make static makes something else than the image has"
+
 # The last stage alone; --build-context stands in for the first.
 mkdir "$work/context"
 cp -a "$IMAGE_ROOT" "$work/context/image"
