@@ -265,6 +265,31 @@ func TestLoginOfOwn(t *testing.T) {
 	}
 }
 
+// TestLoginWins: of what the component sets, the user's ConfigMap changes what it names,
+// in a workload and in the Job that drains.
+func TestLoginWins(t *testing.T) {
+	for _, workload := range []string{workload("Deployment", bare), workload("CronJob", bare), ""} {
+		components := []string{"sidecar", "kafka-sasl-tls"}
+		if workload == "" {
+			components = components[1:]
+		}
+		dir := kustomization(t, workload, "", components...)
+		file := filepath.Join(dir, "kustomization.yaml")
+		text := strings.Replace(readFile(t, file), `"]`, `", "SIDECAR_KAFKA_USERNAME=billing", "SIDECAR_KAFKA_SASL=scram-sha-256"]`, 1)
+		if workload == "" {
+			text = strings.Replace(text, "[workload.yaml]", "[../k8s/drain]", 1)
+			text = strings.Replace(text, "    literals:", "    behavior: merge\n    literals:", 1)
+		}
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p := thePod(t, build(t, dir))
+		if env(p, "SIDECAR_KAFKA_USERNAME") != "billing" || env(p, "SIDECAR_KAFKA_SASL") != "scram-sha-256" || env(p, "SIDECAR_KAFKA_TLS") != "true" || env(p, "SIDECAR_BROKERS") != "127.0.0.1:9092" {
+			t.Errorf("%s: %v", p.kind, environment(p))
+		}
+	}
+}
+
 // TestLimitOfOwn raises what the ConfigMap cannot, as the README says.
 func TestLimitOfOwn(t *testing.T) {
 	p := thePod(t, with(t, workload("Deployment", bare), advice(t, "the ConfigMap does not change"), "sidecar"))
