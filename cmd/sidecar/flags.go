@@ -225,16 +225,3 @@ func parseID(what, text string) (uuid.UUID, error) {
 	}
 	return id, nil
 }
-
-// bytesText writes a number of bytes for people.
-func bytesText(n int64) string {
-	const units = "KMGT"
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	f, i := float64(n)/1024, 0
-	for ; f >= 1024 && i < len(units)-1; i++ {
-		f /= 1024
-	}
-	return fmt.Sprintf("%.1f %ciB", f, units[i])
-}

@@ -113,7 +113,9 @@ func (c *outboxListCmd) bind(flags *pflag.FlagSet) {
 }
 
 // Help is shown by --help.
-func (outboxListCmd) Help() string { return "Example:\n  sidecar outbox list --state parked" }
+func (outboxListCmd) Help() string {
+	return "Example:\n  sidecar outbox list --state parked\n\nA published result tells where it is, as topic/partition@offset: workflow-results/2@0 is the first record of partition 2."
+}
 
 // Run lists entries in seq order.
 func (c *outboxListCmd) Run(e *env) error {
@@ -292,7 +294,7 @@ func printEntry(w io.Writer, en outbox.Entry, reach string) error {
 		line("parked", en.ParkedAt.Format(time.RFC3339Nano))
 	}
 	line("seq", en.Seq)
-	line("size", bytesText(en.Bytes))
+	line("size", outbox.BytesText(en.Bytes))
 	if err := t.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)
 	}

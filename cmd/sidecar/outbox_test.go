@@ -325,3 +325,16 @@ func TestReaderThatIsGone(t *testing.T) {
 		t.Errorf("status %d: %s", code, errs)
 	}
 }
+
+// TestThePlaceIsExplained where the list that shows it is.
+func TestThePlaceIsExplained(t *testing.T) {
+	page, err := os.ReadFile("../../docs/OPERATIONS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for where, text := range map[string]string{"the help": succeed(t, "outbox", "list", "--help"), "docs/OPERATIONS.md": string(page)} {
+		if !strings.Contains(text, "topic/partition@offset") {
+			t.Errorf("%s does not tell what workflow-results/2@0 is", where)
+		}
+	}
+}

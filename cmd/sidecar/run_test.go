@@ -230,7 +230,7 @@ func TestStatusSaysFull(t *testing.T) {
 		r.post(`{}`, "success")
 	}
 	out := succeed(t, "status", "--socket", r.socket())
-	for _, text := range []string{"FULL: ", "\nsince ", "\nwhy ", "the limits are 3 and "} {
+	for _, text := range []string{"FULL: ", "\nsince ", "\nwhy ", "the limits are 3 and 8.0 GiB"} {
 		if !strings.Contains("\n"+out, text) {
 			t.Errorf("%q is missing in\n%s", text, out)
 		}

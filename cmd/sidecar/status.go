@@ -7,13 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/pflag"
 
 	"workflow-results-sidecar/internal/ipc"
+	"workflow-results-sidecar/internal/outbox"
 )
 
 type healthcheckCmd struct {
@@ -161,7 +161,7 @@ func (r statusReport) print(w io.Writer, earlier *statusReport) error {
 	}
 	for _, s := range v.Do {
 		line("do", "%s", s.Text)
-		if s.Command != "" && !strings.HasPrefix(s.Command, "sidecar status ") { // who reads this has typed it
+		if s.Command != "" {
 			line("", "  %s", s.Command)
 		}
 	}
@@ -174,9 +174,9 @@ func (r statusReport) print(w io.Writer, earlier *statusReport) error {
 		line("last error", "%s%s", r.Publisher.LastError, ago(r.Publisher.LastErrorAt, " — "))
 	}
 	o := r.Outbox
-	line("pending", "%d (%s), the oldest for %s", o.PendingRows, bytesText(o.PendingBytes), time.Duration(o.OldestPendingSecs*float64(time.Second)).Round(time.Millisecond))
-	line("parked", "%d (%s)", o.ParkedRows, bytesText(o.ParkedBytes))
-	line("held", "%d of %d, %s of %s; file %s, WAL %s", o.HeldRows, o.MaxRows, bytesText(o.HeldBytes), bytesText(o.MaxBytes), bytesText(o.FileBytes), bytesText(o.WALBytes))
+	line("pending", "%d (%s), the oldest for %s", o.PendingRows, outbox.BytesText(o.PendingBytes), time.Duration(o.OldestPendingSecs*float64(time.Second)).Round(time.Millisecond))
+	line("parked", "%d (%s)", o.ParkedRows, outbox.BytesText(o.ParkedBytes))
+	line("held", "%d of %d, %s of %s; file %s, WAL %s", o.HeldRows, o.MaxRows, outbox.BytesText(o.HeldBytes), outbox.BytesText(o.MaxBytes), outbox.BytesText(o.FileBytes), outbox.BytesText(o.WALBytes))
 	for _, topic := range r.Publisher.Topics {
 		line("topic", "%s, %d partitions", topic.Name, topic.Partitions)
 		for _, d := range topic.Drift {

@@ -58,7 +58,7 @@ func (r statusReport) verdict() verdict {
 			Why: "It was asked to end and publishes what is left; what remains stays in the data directory.",
 			Do:  []step{{Text: "Nothing: it ends by itself. The next start on the same data directory publishes the rest."}}}
 	case r.Outbox.Full:
-		do := []step{{"See whether Kafka takes results: if not, that comes first.", "sidecar status" + socket}}
+		do := []step{{Text: "Kafka takes results: see that what is pending gets less."}}
 		if r.Publisher.State != "publishing" {
 			do[0].Text = "Kafka takes no results; that comes first: repair what the last error names."
 		}
@@ -82,7 +82,7 @@ func (r statusReport) verdict() verdict {
 		}
 		return verdict{Word: "WAITING FOR KAFKA", Sentence: "results are accepted and kept", Level: levelAttention, Why: why,
 			Do: []step{
-				{"Repair what this names: the broker, its address, the login, or a right that is missing. It tries again by itself, at least every 10 s.", "sidecar status" + socket},
+				{Text: "Repair what this names: the broker, its address, the login, or a right that is missing. It tries again by itself, at least every 10 s."},
 			}}
 	case r.Outbox.ParkedRows > 0:
 		return verdict{Word: "PUBLISHING, with parked results", Sentence: fmt.Sprintf("Kafka refuses %d for good: sidecar outbox list --state parked", r.Outbox.ParkedRows), Level: levelAttention,

@@ -32,6 +32,7 @@ func TestVerdicts(t *testing.T) {
 		{"WAITING FOR KAFKA: results are accepted and kept", levelAttention, func(r *statusReport) { r.Publisher.State, r.Outbox.ParkedRows = "connecting", 1 }},
 		{"NOT PUBLISHING: another copy", levelTrouble, func(r *statusReport) { r.Publisher.State, r.Publisher.LastError = "stopped", "another copy" }},
 		{"FULL: results are refused (507) until some are published or purged", levelTrouble, func(r *statusReport) { r.Outbox.Full, r.Outbox.ParkedRows, r.Publisher.State = true, 2, "stopped" }},
+		{"FULL: results are refused (507) until some are published or purged", levelTrouble, func(r *statusReport) { r.Outbox.Full = true }},
 		{"ENDING: 4 results are still pending", levelBusy, func(r *statusReport) { r.Ending, r.Outbox.PendingRows, r.Outbox.Full = true, 4, true }},
 		{"STOPPED: malformed", levelTrouble, func(r *statusReport) { r.Ending, r.Outbox.Trouble = true, "malformed" }},
 	} {
@@ -50,6 +51,9 @@ func TestVerdicts(t *testing.T) {
 				t.Errorf("what to do: %+v", v.Do)
 			}
 			for _, s := range v.Do {
+				if strings.HasPrefix(s.Command, "sidecar status") {
+					t.Errorf("%s: that is what its reader has in front of him", s.Command)
+				}
 				if s.Command != "" {
 					parses(t, s.Command)
 				}

@@ -41,11 +41,25 @@ func (o *Outbox) Ready() error {
 	case o.closed:
 		return ErrClosed
 	case s.pendingRows+s.parkedRows >= o.opts.MaxRows || s.pendingBytes+s.parkedBytes+max(o.unmet.Load(), 1) > o.opts.MaxBytes:
-		text := fmt.Sprintf("%d results (%d bytes) are pending, %d (%d bytes) parked; the limits are %d and %d", s.pendingRows, s.pendingBytes, s.parkedRows, s.parkedBytes, o.opts.MaxRows, o.opts.MaxBytes)
+		text := fmt.Sprintf("%d results (%s) are pending, %d (%s) parked; the limits are %d and %s",
+			s.pendingRows, BytesText(s.pendingBytes), s.parkedRows, BytesText(s.parkedBytes), o.opts.MaxRows, BytesText(o.opts.MaxBytes))
 		if size := o.unmet.Load(); size > 0 {
-			text += fmt.Sprintf(", and the newest result needs %d bytes", size)
+			text += fmt.Sprintf(", and the newest result needs %s", BytesText(size))
 		}
 		return fmt.Errorf("%w: %s", ErrFull, text)
 	}
 	return nil
+}
+
+// BytesText writes a number of bytes for people.
+func BytesText(n int64) string {
+	const units = "KMGT"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, i := float64(n)/1024, 0
+	for ; f >= 1024 && i < len(units)-1; i++ {
+		f /= 1024
+	}
+	return fmt.Sprintf("%.1f %ciB", f, units[i])
 }
