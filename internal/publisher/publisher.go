@@ -257,7 +257,7 @@ func (p *Publisher) publishAll(soft context.Context, l *link) error {
 	look := time.NewTicker(p.opts.TopicInterval)
 	defer look.Stop()
 	for soft.Err() == nil || len(p.acked) > 0 {
-		more, err := p.publishOnce(l)
+		more, err := p.publishOnce(soft, l)
 		if err != nil {
 			return err
 		}
@@ -289,20 +289,33 @@ func (p *Publisher) lookAgain(ctx context.Context, l *link) error {
 
 // publishOnce publishes the oldest pending results, as many as the bounds allow,
 // and reports whether there may be more.
-func (p *Publisher) publishOnce(l *link) (more bool, err error) {
+func (p *Publisher) publishOnce(soft context.Context, l *link) (more bool, err error) {
 	rows, err := p.source.Next(context.Background(), p.source.Proven(), p.bounds.rows, p.bounds.bytes)
-	if err != nil || len(rows) == 0 {
+	if err != nil {
 		return false, err
 	}
-	if p.opts.Delivery == AtLeastOnce {
-		rows = rows[:distinctKeys(rows)]
+	for rest := rows; len(rest) > 0; {
+		n := len(rest)
+		if p.opts.Delivery == AtLeastOnce {
+			n = distinctKeys(rest)
+		}
+		if goOn, err := p.publishRows(l, rest[:n]); err != nil || !goOn || soft.Err() != nil {
+			return true, err
+		}
+		rest = rest[n:]
 	}
+	return len(rows) > 0, nil
+}
+
+// publishRows publishes rows together, and reports whether what comes after them may
+// follow: not where one of them was refused.
+func (p *Publisher) publishRows(l *link, rows []outbox.Row) (goOn bool, err error) {
 	start := time.Now()
 	pub, err := l.publish(rows)
 	var refused *refusedError
 	switch {
 	case errors.As(err, &refused):
-		return true, p.setAside(l, rows, refused)
+		return false, p.setAside(l, rows, refused)
 	case err != nil:
 		p.bounds.halve(len(rows), bytesOf(rows))
 		return false, err

@@ -314,6 +314,33 @@ func TestRefusedRecordIsParkedAlone(t *testing.T) {
 	}
 }
 
+// countingSource counts how often results are read.
+type countingSource struct {
+	Source
+	reads atomic.Int32
+}
+
+func (s *countingSource) Next(ctx context.Context, after int64, maxRows int, maxBytes int64) ([]outbox.Row, error) {
+	s.reads.Add(1)
+	return s.Source.Next(ctx, after, maxRows, maxBytes)
+}
+
+// TestResultsOfOneKeyAreReadOnce: in at-least-once delivery each goes out alone, and
+// those behind it are not read again for each.
+func TestResultsOfOneKeyAreReadOnce(t *testing.T) {
+	b := newBench(t, AtLeastOnce)
+	source := &countingSource{Source: b.outbox}
+	b.opts.Source = source
+	key := uuid.New()
+	ids := b.addWithKeys(100, func() uuid.UUID { return key })
+	b.run()
+	b.awaitPublished(ids)
+	b.eachOnce(ids)
+	if n := source.reads.Load(); n > 10 {
+		t.Errorf("they were read in %d steps", n)
+	}
+}
+
 // TestManyParkedAreOneLine: a limit that shrank can park thousands.
 func TestManyParkedAreOneLine(t *testing.T) {
 	b := newBench(t, AtLeastOnce)
