@@ -40,48 +40,46 @@ func TestBrokerAwayInMidLoad(t *testing.T) {
 	l.finish(p, load)
 }
 
-// TestPauseBeyondTheTransactionTimeout: the broker gives the open transaction up
-// and shuts the producer out, with no second producer anywhere.
+// TestPauseBeyondTheTransactionTimeout: the sidecar is stopped inside a transaction;
+// the broker gives that up and shuts the producer out, with no second producer anywhere.
 func TestPauseBeyondTheTransactionTimeout(t *testing.T) {
-	broker := testkit.SharedKafka(t)
-	l := newLine(t, broker.Addr())
+	broker := testkit.StartKafka(t, testkit.WithProxy(), testkit.WithProperties("transaction.abort.timed.out.transaction.cleanup.interval.ms=500"))
+	adm := kadm.NewClient(broker.Client(t))
+	l := newLine(t, broker.Proxy().Addr())
 	p := l.start()
-	ctx, cancel := context.WithCancel(t.Context())
-	load := testkit.StartLoad(ctx, t, testkit.LoadConfig{Socket: l.socket, Conns: 8, Sizes: sizes, Keys: 4})
-	for range 2 {
-		awaitAcked(t, load, len(load.Acked())+500)
-		p.Pause(t)
-		awaitNoTransaction(t, broker, l.topic)
-		p.Resume(t)
+	load, cancel := l.startLoad()
+	l.drained()
+	paused, goOn := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(goOn) })
+	defer release()
+	var once sync.Once
+	broker.Proxy().Set(func(f testkit.Frame) testkit.Verdict {
+		if f.Key == produce && f.Answer {
+			once.Do(func() {
+				p.Pause(t)
+				close(paused)
+				<-goOn
+			})
+		}
+		return testkit.Pass
+	})
+	<-paused
+	open := func(ctx context.Context) (bool, error) {
+		txns, err := adm.ListTransactions(ctx, nil, []string{"Ongoing", "PrepareCommit", "PrepareAbort", "PrepareEpochFence"})
+		return slices.ContainsFunc(txns.Sorted(), func(t kadm.ListedTransaction) bool { return strings.HasPrefix(t.TxnID, l.topic) }), err
 	}
+	if is, err := open(t.Context()); err != nil || !is {
+		t.Fatalf("no transaction is open: %v", err)
+	}
+	awaitTrue(t, "Kafka gives the transaction up", func(ctx context.Context) (bool, error) {
+		is, err := open(ctx)
+		return !is, err
+	})
+	p.Resume(t)
+	release()
 	awaitAcked(t, load, len(load.Acked())+500)
 	cancel()
 	l.finish(p, load)
-}
-
-// awaitNoTransaction waits until Kafka has ended every transaction of the topic's
-// sidecar: by its time-out, if one was open.
-func awaitNoTransaction(t *testing.T, broker *testkit.Kafka, topic string) {
-	t.Helper()
-	adm := kadm.NewClient(broker.Client(t))
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		txns, err := adm.ListTransactions(ctx, nil, []string{"Ongoing", "PrepareCommit", "PrepareAbort", "PrepareEpochFence"})
-		if err == nil {
-			open := slices.ContainsFunc(txns.Sorted(), func(l kadm.ListedTransaction) bool { return strings.HasPrefix(l.TxnID, topic) })
-			if !open {
-				return
-			}
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("a transaction stays open: %v", err)
-		}
-	}
 }
 
 // TestZombieIsFenced: a copy of the data directory takes over while the first
