@@ -26,12 +26,18 @@ func StartSidecar(t testing.TB, bin string, args ...string) *Process {
 	}
 	cmd := exec.Command(bin, args...)
 	cmd.Env = env
+	return StartProcess(t, "the sidecar", cmd)
+}
+
+// StartProcess starts cmd, called name in reports. It ends with the test.
+func StartProcess(t testing.TB, name string, cmd *exec.Cmd) *Process {
+	t.Helper()
 	out := &output{}
-	p, err := startProcess("the sidecar", cmd, out)
+	p, err := startProcess(name, cmd, out)
 	if err != nil {
 		t.Fatal(err)
 	}
-	showOnFailure(t, "the sidecar", out)
+	showOnFailure(t, name, out)
 	t.Cleanup(p.end)
 	return p
 }

@@ -25,7 +25,13 @@ import (
 
 var duration = flag.Duration("for", 5*time.Second, "how long each load runs")
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+func TestMain(m *testing.M) {
+	if socket := os.Getenv(handlerVariable); socket != "" {
+		fmt.Fprintln(os.Stderr, serveEmptyHandler(socket))
+		os.Exit(1)
+	}
+	testkit.Main(m)
+}
 
 // place is one sidecar's socket, data directory and topic.
 type place struct {

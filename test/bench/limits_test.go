@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,22 +26,24 @@ import (
 // BenchmarkLimitDisk is one page written and synced: nothing durable is faster.
 func BenchmarkLimitDisk(b *testing.B) {
 	for b.Loop() {
-		f, err := os.Create(filepath.Join(b.TempDir(), "page"))
-		if err != nil {
-			b.Fatal(err)
-		}
-		page := make([]byte, 4096)
-		m := repeat(b, 0, func() error {
-			if _, err := f.WriteAt(page, 0); err != nil {
-				return err
-			}
-			return unix.Fdatasync(int(f.Fd()))
-		})
-		m.report(b, 1, "syncs/s")
-		if err := f.Close(); err != nil {
-			b.Fatal(err)
-		}
+		syncPages(b).report(b, 1, "syncs/s")
 	}
+}
+
+func syncPages(b *testing.B) measured {
+	b.Helper()
+	f, err := os.Create(filepath.Join(b.TempDir(), "page"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	page := make([]byte, 4096)
+	return repeat(b, 0, func() error {
+		if _, err := f.WriteAt(page, 0); err != nil {
+			return err
+		}
+		return unix.Fdatasync(int(f.Fd()))
+	})
 }
 
 // repeat calls f for -for, with pauses that are not measured.
@@ -70,20 +73,24 @@ func BenchmarkLimitSQLite(b *testing.B) {
 	for _, rows := range []int{1, 64, 256} {
 		b.Run(fmt.Sprintf("rows=%d", rows), func(b *testing.B) {
 			for b.Loop() {
-				benchSQLite(b, rows, 0)
+				commitRows(b, rows, 0).report(b, rows, "rows/s")
 			}
 		})
 	}
-	// One client leaves the disk idle between two of its requests, and a disk or
-	// a processor that was idle is slower: the fair measure for one connection.
 	b.Run("rows=1/pause=100us", func(b *testing.B) {
 		for b.Loop() {
-			benchSQLite(b, 1, 100*time.Microsecond)
+			commitRows(b, 1, pauseOfOne).report(b, 1, "rows/s")
 		}
 	})
 }
 
-func benchSQLite(b *testing.B, rows int, pause time.Duration) {
+// pauseOfOne is how long one client leaves the disk idle between two of its
+// requests. A disk or a processor that was idle is slower: the fair measure for
+// one connection.
+const pauseOfOne = 100 * time.Microsecond
+
+func commitRows(b *testing.B, rows int, pause time.Duration) measured {
+	b.Helper()
 	db, err := sql.Open("sqlite3", "file:"+filepath.Join(b.TempDir(), "db")+"?_journal_mode=WAL&_synchronous=FULL&_txlock=immediate")
 	if err != nil {
 		b.Fatal(err)
@@ -98,7 +105,7 @@ func benchSQLite(b *testing.B, rows int, pause time.Duration) {
 		b.Fatal(err)
 	}
 	body := []byte(event())
-	m := repeat(b, pause, func() error {
+	return repeat(b, pause, func() error {
 		tx, err := db.Begin()
 		if err != nil {
 			return err
@@ -112,7 +119,6 @@ func benchSQLite(b *testing.B, rows int, pause time.Duration) {
 		}
 		return tx.Commit()
 	})
-	m.report(b, rows, "rows/s")
 }
 
 // BenchmarkLimitHTTP is an empty net/http handler on a Unix socket, with the
@@ -142,21 +148,121 @@ func BenchmarkLimitHTTP(b *testing.B) {
 func BenchmarkLimitTransaction(b *testing.B) {
 	kafka := testkit.SharedKafka(b)
 	for b.Loop() {
-		topic := fmt.Sprintf("bare-%d", time.Now().UnixNano())
-		kafka.CreateTopic(b, topic, 6)
-		cl := kafka.Client(b, kgo.TransactionalID(topic), kgo.ProducerLinger(0), kgo.ConcurrentTransactionsBackoff(2*time.Millisecond),
-			kgo.RetryBackoffFn(func(n int) time.Duration { return time.Millisecond << min(n, 10) }))
-		body := []byte(event())
-		m := repeat(b, 0, func() error {
-			if err := cl.BeginTransaction(); err != nil {
-				return err
-			}
-			id := uuid.New()
-			if err := cl.ProduceSync(b.Context(), &kgo.Record{Topic: topic, Key: id[:], Value: body}).FirstErr(); err != nil {
-				return err
-			}
-			return cl.EndTransaction(context.Background(), kgo.TryCommit)
-		})
-		m.report(b, 1, "transactions/s")
+		bareTransactions(b, kafka, 1).report(b, 1, "transactions/s")
 	}
+}
+
+// BenchmarkLimitProduce is the Kafka client without an outbox: as fast as it
+// takes records, and in transactions as large as the sidecar's largest.
+func BenchmarkLimitProduce(b *testing.B) {
+	kafka := testkit.SharedKafka(b)
+	b.Run("plain", func(b *testing.B) {
+		for b.Loop() {
+			m := produceAlone(b, kafka)
+			perSecond(b, m.requests, m.elapsed, "records/s")
+		}
+	})
+	b.Run("transactions", func(b *testing.B) {
+		for b.Loop() {
+			m := bareTransactions(b, kafka, largestTransaction)
+			perSecond(b, m.requests*largestTransaction, m.elapsed, "records/s")
+		}
+	})
+}
+
+// largestTransaction is how many results the publisher puts into one.
+const largestTransaction = 2048
+
+func bareTransactions(b *testing.B, kafka *testkit.Kafka, records int) measured {
+	b.Helper()
+	t := newTopic(b, kafka)
+	cl := kafka.Client(b, kgo.TransactionalID(t.name), kgo.ProducerLinger(0), kgo.ConcurrentTransactionsBackoff(2*time.Millisecond),
+		kgo.RetryBackoffFn(func(n int) time.Duration { return time.Millisecond << min(n, 10) }))
+	body := []byte(event())
+	batch := make([]*kgo.Record, records)
+	return repeat(b, 0, func() error {
+		if err := cl.BeginTransaction(); err != nil {
+			return err
+		}
+		for i := range batch {
+			batch[i] = record(t.name, body)
+		}
+		if err := cl.ProduceSync(b.Context(), batch...).FirstErr(); err != nil {
+			return err
+		}
+		return cl.EndTransaction(context.Background(), kgo.TryCommit)
+	})
+}
+
+func record(topic string, body []byte) *kgo.Record {
+	id := uuid.New()
+	return &kgo.Record{Topic: topic, Key: id[:], Value: body}
+}
+
+// produceAlone hands the client records as fast as it takes them (idempotent,
+// acks of all), until -for is over, and waits for the last one.
+func produceAlone(b *testing.B, kafka *testkit.Kafka) measured {
+	b.Helper()
+	t := newTopic(b, kafka)
+	cl := kafka.Client(b)
+	body := []byte(event())
+	var failed atomic.Pointer[error]
+	var m measured
+	start := time.Now()
+	for ; time.Since(start) < *duration; m.requests++ {
+		cl.Produce(b.Context(), record(t.name, body), func(_ *kgo.Record, err error) {
+			if err != nil {
+				failed.Store(&err)
+			}
+		})
+	}
+	if err := cl.Flush(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	m.elapsed = time.Since(start)
+	if err := failed.Load(); err != nil {
+		b.Fatal(*err)
+	}
+	return m
+}
+
+// limits is what BenchmarkPeers measures once a round: what bounds the sidecar,
+// and the sidecar where a number of connections means nothing.
+func limits(kafka *testkit.Kafka) []contender {
+	own := func(name string, rows int, run func(*testing.B) measured) contender {
+		return contender{name, func(b *testing.B, _ int) sample {
+			cpu := ownCPUTime(b)
+			s := answers(run(b), rows)
+			s.spend(ownCPUTime(b) - cpu)
+			return s
+		}}
+	}
+	list := []contender{
+		own("fdatasync of a page", 1, syncPages),
+		own("SQLite, 1 row, paused", 1, func(b *testing.B) measured { return commitRows(b, 1, pauseOfOne) }),
+	}
+	for _, rows := range []int{1, 64, 256} {
+		list = append(list, own(fmt.Sprintf("SQLite, rows=%d", rows), rows, func(b *testing.B) measured { return commitRows(b, rows, 0) }))
+	}
+	list = append(list,
+		contender{"sidecar, batches of 256", func(b *testing.B, _ int) sample { return runBatches(b, kafka) }},
+		own("franz-go, transaction of 1", 1, func(b *testing.B) measured { return bareTransactions(b, kafka, 1) }),
+	)
+	for _, delivery := range []string{"exactly-once", "at-least-once"} {
+		list = append(list, contender{"sidecar, POST to visible, " + delivery, func(b *testing.B, _ int) sample {
+			m, _ := visible(b, kafka, delivery)
+			return answers(m, 1)
+		}})
+	}
+	list = append(list,
+		own("franz-go, transactions of 2048", largestTransaction, func(b *testing.B) measured { return bareTransactions(b, kafka, largestTransaction) }),
+		own("franz-go, plain", 1, func(b *testing.B) measured { return produceAlone(b, kafka) }),
+	)
+	for _, delivery := range []string{"exactly-once", "at-least-once"} {
+		list = append(list, contender{"sidecar, backlog, " + delivery, func(b *testing.B, _ int) sample {
+			n, took := publishBacklog(b, kafka, delivery)
+			return sample{Results: n, EndToEnd: float64(n) / took.Seconds()}
+		}})
+	}
+	return list
 }

@@ -38,24 +38,33 @@ func BenchmarkLine(b *testing.B) {
 // BenchmarkBacklog measures how fast a backlog is published that grew while the
 // broker was away.
 func BenchmarkBacklog(b *testing.B) {
-	const results = 200_000
-	kafka := testkit.SharedKafka(b).Addr()
+	kafka := testkit.SharedKafka(b)
 	for _, delivery := range []string{"exactly-once", "at-least-once"} {
 		b.Run(delivery, func(b *testing.B) {
 			for b.Loop() {
-				p := newPlace(b, nowhere, delivery)
-				p.start()
-				fill(b, p.socket, results)
-				p.process.Kill(b)
-				p.broker = kafka
-				p.startPublishing()
-				start, before := time.Now(), p.status().Outbox.Pending
-				p.drained()
-				perSecond(b, int(before), time.Since(start), "results/s")
-				p.stop()
+				n, took := publishBacklog(b, kafka, delivery)
+				perSecond(b, n, took, "results/s")
 			}
 		})
 	}
+}
+
+// publishBacklog returns how many results were pending when publishing began, and
+// how long they took.
+func publishBacklog(b *testing.B, kafka *testkit.Kafka, delivery string) (int, time.Duration) {
+	b.Helper()
+	const results = 200_000
+	p := newPlace(b, nowhere, delivery)
+	p.start()
+	fill(b, p.socket, results)
+	p.process.Kill(b)
+	p.broker = kafka.Addr()
+	p.startPublishing()
+	start, before := time.Now(), p.status().Outbox.Pending
+	p.drained()
+	took := time.Since(start)
+	p.stop()
+	return int(before), took
 }
 
 // fill puts n results in, in batches of 1024.
@@ -82,27 +91,33 @@ func BenchmarkVisible(b *testing.B) {
 	for _, delivery := range []string{"exactly-once", "at-least-once"} {
 		b.Run(delivery, func(b *testing.B) {
 			for b.Loop() {
-				p := newPlace(b, kafka.Addr(), delivery)
-				p.startPublishing()
-				reader := kafka.Client(b, kgo.ConsumeTopics(p.topic), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.FetchMaxWait(time.Second))
-				c, err := dial(p.socket)
-				if err != nil {
-					b.Fatal(err)
-				}
-				var posts []time.Duration
-				req := single()
-				m := repeat(b, 0, func() error { return postAndSee(b.Context(), c, req, reader, &posts) })
-				slices.Sort(posts)
+				m, posts := visible(b, kafka, delivery)
 				milliseconds(b, m.quantile(0.5), "visible-p50-ms")
 				milliseconds(b, m.quantile(0.99), "visible-p99-ms")
 				milliseconds(b, posts[len(posts)/2], "post-p50-ms")
-				if err := c.conn.Close(); err != nil {
-					b.Fatal(err)
-				}
-				p.stop()
 			}
 		})
 	}
+}
+
+// visible returns the times until results were seen, and those of their answers, sorted.
+func visible(b *testing.B, kafka *testkit.Kafka, delivery string) (m measured, posts []time.Duration) {
+	b.Helper()
+	p := newPlace(b, kafka.Addr(), delivery)
+	p.startPublishing()
+	reader := kafka.Client(b, kgo.ConsumeTopics(p.topic), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.FetchMaxWait(time.Second))
+	c, err := dial(p.socket)
+	if err != nil {
+		b.Fatal(err)
+	}
+	req := single()
+	m = repeat(b, 0, func() error { return postAndSee(b.Context(), c, req, reader, &posts) })
+	slices.Sort(posts)
+	if err := c.conn.Close(); err != nil {
+		b.Fatal(err)
+	}
+	p.stop()
+	return m, posts
 }
 
 func postAndSee(ctx context.Context, c *client, req *request, reader *kgo.Client, posts *[]time.Duration) error {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,8 +30,13 @@ type client struct {
 	r    *bufio.Reader
 }
 
-func dial(socket string) (*client, error) {
-	conn, err := net.Dial("unix", socket)
+// dial connects to a Unix socket's path, or to host:port.
+func dial(address string) (*client, error) {
+	network := "unix"
+	if !filepath.IsAbs(address) {
+		network = "tcp"
+	}
+	conn, err := net.Dial(network, address)
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +156,15 @@ func (m measured) quantile(q float64) time.Duration {
 
 // runLoad lets conns connections send one request after the other for d, and
 // expects every answer to be want.
-func runLoad(b *testing.B, socket string, conns int, d time.Duration, want int, newRequest func() *request) measured {
+func runLoad(b *testing.B, address string, conns int, d time.Duration, want int, newRequest func() *request) measured {
+	b.Helper()
+	return load(b, conns, d, func(ctx context.Context) ([]time.Duration, error) {
+		return sendAll(ctx, address, want, newRequest())
+	})
+}
+
+// load runs send conns times at once, each until d is over.
+func load(b *testing.B, conns int, d time.Duration, send func(context.Context) ([]time.Duration, error)) measured {
 	b.Helper()
 	ctx, cancel := context.WithTimeout(b.Context(), d)
 	defer cancel()
@@ -162,7 +176,7 @@ func runLoad(b *testing.B, socket string, conns int, d time.Duration, want int, 
 	start := time.Now()
 	for range conns {
 		g.Go(func() error {
-			latencies, err := sendAll(ctx, socket, want, newRequest())
+			latencies, err := send(ctx)
 			mu.Lock()
 			defer mu.Unlock()
 			m.latencies = append(m.latencies, latencies...)
@@ -177,13 +191,13 @@ func runLoad(b *testing.B, socket string, conns int, d time.Duration, want int, 
 	return m
 }
 
-func sendAll(ctx context.Context, socket string, want int, req *request) ([]time.Duration, error) {
-	c, err := dial(socket)
+func sendAll(ctx context.Context, address string, want int, req *request) ([]time.Duration, error) {
+	c, err := dial(address)
 	if err != nil {
 		return nil, err
 	}
 	defer c.conn.Close()
-	latencies := make([]time.Duration, 0, 1<<16)
+	latencies := make([]time.Duration, 0, 1<<12)
 	for ctx.Err() == nil {
 		req.renew()
 		start := time.Now()
