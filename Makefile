@@ -146,9 +146,22 @@ EXAMPLES ?= 20000
 PROPERTY = SIDECAR_BIN="$(CURDIR)/$(BIN)" $(VENV)/bin/python -m pytest -q -p no:cacheprovider
 
 .PHONY: bench
-bench: need-test kafka ## The figures, three runs: intake, line, limits, memory (a quarter of an hour)
-	go test -tags kafka -run '^$$' -bench . -benchtime 1x -count 3 -timeout 60m ./test/bench -for 4s
+bench: need-test kafka bench-peers ## The figures: the sidecar beside its peers, and three runs of its own; needs a quiet machine (over an hour)
+	go test -tags kafka -run '^$$' -bench . -skip '^BenchmarkPeers$$' -benchtime 1x -count 3 -timeout 60m ./test/bench -for 4s
 	go test -run '^$$' -bench . ./internal/...
+
+.PHONY: bench-peers
+bench-peers: ROUNDS = 5
+bench-peers: need-go need-python need-peers kafka .cache/bench/bento .cache/venv-bench/stamp ## The sidecar beside Bento, aiokafka, rsyslog and what bounds it (ROUNDS=5, FOR=5s a run: 45 minutes)
+	go test -tags kafka -run '^$$' -bench '^BenchmarkPeers$$' -benchtime 1x -timeout 3h ./test/bench -rounds $(ROUNDS) -for $(FOR) -samples $(CURDIR)/docs/performance/peers.json
+	@$(MAKE) --no-print-directory plots
+FOR ?= 5s
+.cache/bench/bento: test/bench/peers/bento/main.go test/bench/peers/bento/go.mod | need-go
+	cd $(<D) && go build -trimpath -o $(CURDIR)/$@ .
+.cache/venv-bench/stamp: test/bench/peers/aiokafka/requirements.txt | need-python
+	$(PYTHON) -m venv .cache/venv-bench
+	.cache/venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 .PHONY: torture
 torture: need-test kafka ## Kills, power cuts, faults and a broker's troubles in numbers (ROUNDS=200 kills in each mode of delivery)
@@ -169,8 +182,9 @@ soak: need-test kafka ## An hour at 500 results/s with retention on: nothing gro
 SOAK ?= 1h
 
 .PHONY: plots
-plots: .cache/venv-plot/stamp ## Draw the pictures in docs/ from their CSV files
+plots: .cache/venv-plot/stamp ## Draw the pictures and write the tables in docs/ from what was sampled
 	@.cache/venv-plot/bin/python test/plot/soak.py docs/reliability/soak.csv docs/reliability/soak.svg
+	@.cache/venv-plot/bin/python test/plot/peers.py docs/performance/peers.json docs/PERFORMANCE.md docs/performance/peers.svg
 .cache/venv-plot/stamp: test/plot/requirements.txt | need-python
 	$(PYTHON) -m venv .cache/venv-plot
 	.cache/venv-plot/bin/python -m pip install --quiet --disable-pip-version-check -r test/plot/requirements.txt
@@ -222,7 +236,7 @@ $(VENV_AIRFLOW_2)/dev.stamp: examples/python/requirements-airflow-2.txt examples
 
 # What we cannot install ourselves is named at once, with the command.
 need = @command -v $(1) >/dev/null || { echo "missing: $(1). Install it (Debian, Ubuntu): $(2)" >&2; exit 1; }
-.PHONY: need-go need-python need-buildah need-page need-test
+.PHONY: need-go need-python need-buildah need-page need-peers need-test
 need-go:
 	$(call need,go,see https://go.dev/doc/install (1.26 or later))
 	$(call need,gcc,apt-get install gcc)
@@ -232,6 +246,9 @@ need-buildah:
 	$(call need,buildah,apt-get install buildah)
 need-page:
 	$(call need,chromium,apt-get install chromium)
+need-peers:
+	$(call need,java,apt-get install openjdk-17-jre-headless)
+	$(call need,rsyslogd,apt-get install rsyslog-kafka)
 need-test: need-go need-python need-buildah need-page
 	$(call need,curl,apt-get install curl)
 	$(call need,java,apt-get install openjdk-17-jre-headless)

@@ -23,6 +23,9 @@ func BenchmarkFootprint(b *testing.B) {
 		for b.Loop() {
 			p := newPlace(b, kafka, "exactly-once")
 			p.startPublishing()
+			before := cpuTime(b, p.process.PID())
+			time.Sleep(*duration)
+			b.ReportMetric(100*(cpuTime(b, p.process.PID())-before).Seconds()/duration.Seconds(), "idle-CPU-%")
 			reportMemory(b, p)
 			p.stop()
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"runtime"
 	"strconv"
@@ -84,7 +85,7 @@ func BenchmarkPeers(b *testing.B) {
 	kafka := testkit.SharedKafka(b)
 	peers := requirePeers(b, kafka)
 	sidecar := contender{"sidecar", func(b *testing.B, conns int) sample {
-		return runSidecar(b, kafka, "exactly-once", conns)
+		return runSidecar(b, kafka, "exactly-once", conns, 1)
 	}}
 	alone := limits(kafka)
 	book := newBook()
@@ -202,56 +203,29 @@ func (s server) measure(b *testing.B, conns int) sample {
 	return out
 }
 
-func runSidecar(b *testing.B, kafka *testkit.Kafka, delivery string, conns int) sample {
+// runSidecar measures the sidecar with so many results in each request.
+func runSidecar(b *testing.B, kafka *testkit.Kafka, delivery string, conns, rows int) sample {
 	b.Helper()
 	p := newPlace(b, kafka.Addr(), delivery)
 	p.startPublishing()
-	s := server{pid: p.process.PID(), address: p.socket, want: 201, request: single, rows: 1,
-		arrived: func(int) { p.drained() }}.measure(b, conns)
+	s := server{pid: p.process.PID(), address: p.socket, want: http.StatusCreated, request: single, rows: rows,
+		arrived: func(int) { p.drained() }}
+	if rows > 1 {
+		s.want, s.request = http.StatusOK, func() *request { return ndjson(rows) }
+	}
+	out := s.measure(b, conns)
 	p.stop()
 	deleteTopics(b, kafka, p.topic, p.topic+"-watermarks")
-	return s
+	return out
 }
 
-// runBatches has one connection send NDJSON, 256 results at a time.
-func runBatches(b *testing.B, kafka *testkit.Kafka) sample {
-	b.Helper()
-	p := newPlace(b, kafka.Addr(), "exactly-once")
-	p.startPublishing()
-	s := server{pid: p.process.PID(), address: p.socket, want: 200, request: func() *request { return ndjson(256) }, rows: 256,
-		arrived: func(int) { p.drained() }}.measure(b, 1)
-	p.stop()
-	deleteTopics(b, kafka, p.topic, p.topic+"-watermarks")
-	return s
-}
-
-// cpuTime is what a process has used, user and system (proc(5), stat).
+// cpuTime is what a process has used, user and system: its clock (clock_getcpuclockid(3)).
 func cpuTime(b *testing.B, pid int) time.Duration {
 	b.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
+	const ofAllThreads = 2
+	var t unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|ofAllThreads), &t); err != nil {
 		b.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(text), ") ") // a name may hold spaces
-	fields := strings.Fields(rest)
-	var ticks int64
-	for _, field := range fields[11:13] { // utime and stime
-		n, err := strconv.ParseInt(field, 10, 64)
-		if err != nil {
-			b.Fatal(err)
-		}
-		ticks += n
-	}
-	const ticksPerSecond = 100 // USER_HZ is that on every architecture of Go's
-	return time.Duration(ticks) * time.Second / ticksPerSecond
-}
-
-// ownCPUTime is what this process has used, user and system.
-func ownCPUTime(b *testing.B) time.Duration {
-	b.Helper()
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	return time.Duration(t.Nano())
 }

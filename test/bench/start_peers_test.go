@@ -41,7 +41,9 @@ func requirePeers(b *testing.B, kafka *testkit.Kafka) []contender {
 		b.Fatalf("%v: install it (Debian, Ubuntu): apt-get install rsyslog-kafka", err)
 	}
 	peers := []contender{
-		{"sidecar, at least once", func(b *testing.B, conns int) sample { return runSidecar(b, kafka, "at-least-once", conns) }},
+		{"sidecar, at least once", func(b *testing.B, conns int) sample {
+			return runSidecar(b, kafka, "at-least-once", conns, 1)
+		}},
 	}
 	for _, form := range []string{"documented", "batched", "unbuffered"} {
 		peers = append(peers, contender{"Bento, " + form, func(b *testing.B, conns int) sample {
@@ -66,7 +68,7 @@ func runBento(b *testing.B, kafka *testkit.Kafka, form string, conns int) sample
 	awaitListening(b, p, address)
 	s := server{pid: p.PID(), address: address, want: http.StatusOK, rows: 1, arrived: t.await,
 		request: func() *request { return newRequest("/post", "application/json", event()) }}.measure(b, conns)
-	p.Kill(b) // an orderly end waits for what a measurement does not need
+	p.Kill(b) // there is nothing left that an orderly end would save
 	return s
 }
 
