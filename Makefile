@@ -147,8 +147,9 @@ PROPERTY = SIDECAR_BIN="$(CURDIR)/$(BIN)" $(VENV)/bin/python -m pytest -q -p no:
 
 .PHONY: bench
 bench: need-test kafka bench-peers ## The figures: the sidecar beside its peers, and three runs of its own; needs a quiet machine (over an hour)
-	go test -tags kafka -run '^$$' -bench . -skip '^BenchmarkPeers$$' -benchtime 1x -count 3 -timeout 60m ./test/bench -for 4s
+	go test -tags kafka -run '^$$' -bench . -skip '^BenchmarkPeers$$' -benchtime 1x -count 3 -timeout 60m ./test/bench -for 4s -backlog-csv $(CURDIR)/docs/performance/backlog.csv
 	go test -run '^$$' -bench . ./internal/...
+	@$(MAKE) --no-print-directory plots
 
 .PHONY: bench-peers
 bench-peers: ROUNDS = 5
@@ -185,6 +186,7 @@ SOAK ?= 1h
 plots: .cache/venv-plot/stamp ## Draw the pictures and write the tables in docs/ from what was sampled
 	@.cache/venv-plot/bin/python test/plot/soak.py docs/reliability/soak.csv docs/reliability/soak.svg
 	@.cache/venv-plot/bin/python test/plot/peers.py docs/performance/peers.json docs/PERFORMANCE.md docs/performance/peers.svg
+	@.cache/venv-plot/bin/python test/plot/backlog.py docs/performance/backlog.csv docs/performance/backlog.svg
 .cache/venv-plot/stamp: test/plot/requirements.txt | need-python
 	$(PYTHON) -m venv .cache/venv-plot
 	.cache/venv-plot/bin/python -m pip install --quiet --disable-pip-version-check -r test/plot/requirements.txt

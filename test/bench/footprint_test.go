@@ -5,6 +5,9 @@ package bench
 import (
 	"bufio"
 	"bytes"
+	"encoding/csv"
+	"errors"
+	"flag"
 	"fmt"
 	"net/http"
 	"os"
@@ -77,10 +80,36 @@ func benchMillion(b *testing.B, kafka string) {
 	p.broker = kafka
 	milliseconds(b, startTime(b, p), "start-after-kill-ms")
 	start := time.Now()
-	p.drained()
+	progress := [][]string{{"seconds", "published"}}
+	var last time.Duration
+	p.await(func(s status) bool {
+		if now := time.Since(start); now-last > 100*time.Millisecond || s.Outbox.Pending == 0 {
+			last = now
+			progress = append(progress, []string{fmt.Sprintf("%.2f", now.Seconds()), strconv.FormatInt(million-s.Outbox.Pending, 10)})
+		}
+		return s.Outbox.Pending == 0
+	})
 	perSecond(b, million, time.Since(start), "drained/s")
+	writeProgress(b, progress)
 	reportMemoryAs(b, p, "drained-")
 	p.stop()
+}
+
+// backlogCSV is where the way of the last backlog goes, ten lines a second.
+var backlogCSV = flag.String("backlog-csv", "", "where BenchmarkFootprint writes how a million results were published")
+
+func writeProgress(b *testing.B, lines [][]string) {
+	b.Helper()
+	if *backlogCSV == "" {
+		return
+	}
+	f, err := os.Create(*backlogCSV)
+	if err == nil {
+		err = errors.Join(csv.NewWriter(f).WriteAll(lines), f.Close())
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
 }
 
 // startTime is from the start of the process to the first answer on its socket.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"runtime"
@@ -88,7 +89,7 @@ func BenchmarkPeers(b *testing.B) {
 		return runSidecar(b, kafka, "exactly-once", conns, 1)
 	}}
 	alone := limits(kafka)
-	book := newBook()
+	book := newBook(kafka.Addr())
 	for round := 1; round <= *rounds; round++ {
 		for _, conns := range []int{1, 64, 256, 1000} {
 			for _, peer := range peers {
@@ -105,6 +106,7 @@ func BenchmarkPeers(b *testing.B) {
 
 // book is the record of a run.
 type book struct {
+	broker  string
 	Date    string   `json:"date"`
 	CPUs    int      `json:"cpus"`
 	Kernel  string   `json:"kernel"`
@@ -112,8 +114,8 @@ type book struct {
 	Samples []sample `json:"samples"`
 }
 
-func newBook() *book {
-	k := &book{Date: time.Now().UTC().Format(time.DateOnly), CPUs: runtime.NumCPU(), Seconds: duration.Seconds()}
+func newBook(broker string) *book {
+	k := &book{broker: broker, Date: time.Now().UTC().Format(time.DateOnly), CPUs: runtime.NumCPU(), Seconds: duration.Seconds()}
 	var name unix.Utsname
 	if unix.Uname(&name) == nil {
 		k.Kernel = unix.ByteSliceToString(name.Release[:])
@@ -121,8 +123,17 @@ func newBook() *book {
 	return k
 }
 
-// add measures one contender. A run that fails is reported and leaves no sample.
+// add measures one contender. A run that fails is reported and leaves no sample;
+// without a broker all would, each after minutes.
 func (k *book) add(b *testing.B, round, conns int, c contender) {
+	b.Helper()
+	conn, err := net.Dial("tcp", k.broker)
+	if err != nil {
+		b.Fatalf("the broker has ended: %v", err)
+	}
+	if err := conn.Close(); err != nil {
+		b.Fatal(err)
+	}
 	b.Run(fmt.Sprintf("round=%d/conns=%d/%s", round, conns, strings.ReplaceAll(c.name, " ", "-")), func(b *testing.B) {
 		unix.Sync() // what the run before left to be written is not this one's
 		load := loadAverage(b)
