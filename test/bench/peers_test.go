@@ -118,7 +118,7 @@ func newBook(broker string) *book {
 	k := &book{broker: broker, Date: time.Now().UTC().Format(time.DateOnly), CPUs: runtime.NumCPU(), Seconds: duration.Seconds()}
 	var name unix.Utsname
 	if unix.Uname(&name) == nil {
-		k.Kernel = unix.ByteSliceToString(name.Release[:])
+		k.Kernel, _, _ = strings.Cut(unix.ByteSliceToString(name.Release[:]), "-")
 	}
 	return k
 }

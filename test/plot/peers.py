@@ -21,12 +21,12 @@ SIDECAR = "sidecar"
 # What each does not promise with its answer.
 LACKS = {
     "sidecar": "",
-    "sidecar, at least once": "a crash can publish a result twice, with the same ce_id",
-    "Bento, documented": "on disk: its SQLite runs with synchronous = 0; one row per event_id; exactly once after a crash",
+    "sidecar, at least once": "exactly once: a crash can publish a result twice, with the same ce_id",
+    "Bento, documented": "to be on disk (SQLite, synchronous = 0); one row per event_id; exactly once across a crash",
     "Bento, batched": "as above; an answer also waits for up to 64 others, or 5 ms",
-    "Bento, unbuffered": "anything on the machine's disk: no answer while Kafka is away; one row per event_id; exactly once",
-    "aiokafka": "anything on disk: what is in memory dies with the process, and calls wait while Kafka is away; exactly once across a restart",
-    "rsyslog": "any answer: a sender never learns what is kept; exactly once; one row per event_id",
+    "Bento, unbuffered": "to be on this machine's disk: no answer while Kafka is away; one row per event_id; exactly once",
+    "aiokafka": "to be on this machine's disk: calls wait while Kafka is away, and die with the process; exactly once",
+    "rsyslog": "anything, for there is none: a sender never learns what is kept; exactly once; one row per event_id",
     "empty handler": "anything",
 }
 PEERS = list(LACKS)[1:]
@@ -105,7 +105,10 @@ def systems(book: Book, connections: int) -> str:
 def limits(book: Book) -> str:
     names = list(dict.fromkeys(str(s["system"]) for s in book.samples if s["connections"] == 0))
     shown = COLUMNS[:5]
-    return table(["", *(title for title, _ in shown)], [[name, *(spread(book.values(name, 0, f)) for _, f in shown)] for name in names])
+    return table(
+        ["", *(title for title, _ in shown)],
+        [[name, *(spread(book.values(name, 0, f)) for _, f in shown)] for name in names],
+    )
 
 
 def promises() -> str:
@@ -133,13 +136,27 @@ def aims(book: Book) -> str:
     for peer, bound in [("Bento, batched", 1.5), ("aiokafka", 1.5), ("Bento, documented", 15), ("empty handler", 0.4)]:
         row("1", f"answers/s ÷ {peer}, 64 connections", book.ratios(peer, 64, rate), "≥", bound)
     for connections in (64, 256, 1000):
-        best = together(rounds(SIDECAR, connections, p99), *(rounds(peer, connections, p99) for peer in [*BENTO, "aiokafka"]))
-        row("1", f"p99 ÷ the best p99 of Bento and aiokafka, {connections}", [own / min(theirs) for own, *theirs in best], "≤", 1)
+        best = together(
+            rounds(SIDECAR, connections, p99), *(rounds(peer, connections, p99) for peer in [*BENTO, "aiokafka"])
+        )
+        row(
+            "1",
+            f"p99 ÷ the best p99 of Bento and aiokafka, {connections}",
+            [own / min(theirs) for own, *theirs in best],
+            "≤",
+            1,
+        )
     for connections in (256, 1000):
         pairs = together(rounds(SIDECAR, connections, rate), rounds(SIDECAR, 64, rate))
         row("1", f"answers/s with {connections} ÷ with 64 connections", [a / b for a, b in pairs], "≥", 1)
     one = rounds(SIDECAR, 1, p50)
-    row("2", "one connection, p50 ÷ a commit of one row after a pause", [a / b for a, b in together(one, commit)], "≤", 1.3)
+    row(
+        "2",
+        "one connection, p50 ÷ a commit of one row after a pause",
+        [a / b for a, b in together(one, commit)],
+        "≤",
+        1.3,
+    )
     back = together(one, rounds("SQLite, rows=1", 0, p50))
     row("2", "one connection, p50 ÷ a commit of one row back to back", [a / b for a, b in back], "≤", 1.3)
     batches = together(rounds("sidecar, batches of 256", 0, rate), rounds("SQLite, rows=256", 0, rate))
@@ -147,8 +164,16 @@ def aims(book: Book) -> str:
     seen = "sidecar, POST to visible, "
     pairs = together(rounds(seen + "at-least-once", 0, p50), commit)
     row("3", "at least once, POST to visible, p50 − a commit", [a - b for a, b in pairs], "≤", 3, " ms")
-    triples = together(rounds(seen + "exactly-once", 0, p50), commit, rounds("franz-go, transaction of 1, paused", 0, p50))
-    row("3", "exactly once, POST to visible, p50 ÷ (a commit + 2 bare transactions)", [a / (b + 2 * c) for a, b, c in triples], "≤", 1)
+    triples = together(
+        rounds(seen + "exactly-once", 0, p50), commit, rounds("franz-go, transaction of 1, paused", 0, p50)
+    )
+    row(
+        "3",
+        "exactly once, POST to visible, p50 ÷ (a commit + 2 bare transactions)",
+        [a / (b + 2 * c) for a, b, c in triples],
+        "≤",
+        1,
+    )
     for system in (SIDECAR, "sidecar, at least once"):
         pairs = [(s[end], s[rate]) for s in book.of(system, 64)]
         row("3", f"{system}: end to end ÷ answered, 64", [a / b for a, b in pairs], "≥", 0.9)
@@ -166,7 +191,13 @@ def draw(book: Book, target: str) -> None:
         ("CPU per result, µs (logarithmic)", "cpu_us_per_result"),
     ]
     connections = sorted({int(s["connections"]) for s in book.samples} - {0})
-    figure, axes = plt.subplots(len(panels), len(connections), figsize=(4 * len(connections), 2.6 * len(panels)), layout="constrained")
+    figure, axes = plt.subplots(
+        len(panels),
+        len(connections),
+        figsize=(4 * len(connections), 2.6 * len(panels)),
+        layout="constrained",
+        sharex="row",
+    )
     names = list(LACKS)
     for line, (title, field) in zip(axes, panels, strict=True):
         for axis, count in zip(line, connections, strict=True):
@@ -177,10 +208,12 @@ def draw(book: Book, target: str) -> None:
                     continue
                 middle = statistics.median(values)
                 error = [[middle - min(values)], [max(values) - middle]]
-                color = "#2b5c8a" if name.startswith(SIDECAR) else "#b0b7bf"
-                axis.barh(place, middle, xerr=error, color=color, error_kw={"linewidth": 1, "ecolor": "#444444"})
-            if field != "answered_per_second":
-                axis.set_xscale("log")
+                color = "#2b5c8a" if name.startswith(SIDECAR) else "#8a939c"
+                if field == "answered_per_second":
+                    axis.barh(place, middle, xerr=error, color=color, error_kw={"linewidth": 1, "ecolor": "#444444"})
+                else:  # a bar has no foot on a logarithmic axis
+                    axis.errorbar(middle, place, xerr=error, fmt="o", markersize=5, color=color, elinewidth=1)
+                    axis.set_xscale("log")
             axis.set_yticks(range(len(names)), names if axis is line[0] else [""] * len(names), fontsize=8)
             axis.invert_yaxis()
             axis.tick_params(axis="x", labelsize=8)
@@ -203,7 +236,12 @@ def main(source: str, document: str, picture: str) -> None:
     with open(document) as file:
         text = file.read()
     for name, part in parts.items():
-        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, part=part: f"{m[1]}{part}\n{m[2]}", text, flags=re.DOTALL)
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+            lambda m, part=part: f"{m[1]}{part}\n{m[2]}",
+            text,
+            flags=re.DOTALL,
+        )
     with open(document, "w") as file:
         file.write(text)
     draw(book, picture)

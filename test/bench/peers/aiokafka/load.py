@@ -22,16 +22,19 @@ def payload(size: int) -> tuple[bytes, bytes]:
 
 
 def cpu_seconds() -> float:
+    """Returns what this process has used, user and system."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
 def resident_mib() -> float:
+    """Returns the resident memory of this process (proc(5), statm)."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 async def send(producer: AIOKafkaProducer, topic: str, size: int, end: float, latencies: list[float]) -> None:
+    """Sends one result after the other until end (of perf_counter) and notes how long each took, in seconds."""
     while (start := time.perf_counter()) < end:
         key, value = payload(size)
         await producer.send_and_wait(topic, value, key)
@@ -39,6 +42,7 @@ async def send(producer: AIOKafkaProducer, topic: str, size: int, end: float, la
 
 
 async def main(args: argparse.Namespace) -> None:
+    """Wakes the producer up, runs the load, and prints what it saw."""
     latencies: list[float] = []
     async with AIOKafkaProducer(bootstrap_servers=args.brokers, acks="all", enable_idempotence=True) as producer:
         await send(producer, args.topic, args.size, time.perf_counter() + 0.1, [])  # metadata, producer ID, connections
