@@ -23,19 +23,25 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, newProblem(http.StatusForbidden, "forbidden", "not allowed", "this peer's UID and GID are not on the sidecar's list"))
 		return
 	}
-	path := r.URL.Path
-	switch {
-	case path == resultsPath:
-		s.dispatch(w, r, methods{http.MethodPost: s.accepts(s.postResult), http.MethodGet: s.listResults})
-	case path == batchPath:
-		s.dispatch(w, r, methods{http.MethodPost: s.accepts(s.postBatch)})
-	case path == "/v1/status", path == "/v1/history", path == "/healthz", path == "/readyz", path == "/metrics":
-		s.dispatch(w, r, methods{http.MethodGet: s.opts.Observe.ServeHTTP})
-	case strings.HasPrefix(path, resultsPath+"/"):
-		s.routeResult(w, r, path[len(resultsPath)+1:])
-	default:
+	if m, known := s.routes[r.URL.Path]; known {
+		s.dispatch(w, r, m)
+	} else if rest, one := strings.CutPrefix(r.URL.Path, resultsPath+"/"); one {
+		s.routeResult(w, r, rest)
+	} else {
 		s.refuse(w, newProblem(http.StatusNotFound, "unknown-path", "unknown path", "see GET /v1/status, POST /v1/results"))
 	}
+}
+
+// makeRoutes returns what is at each path but those of single results.
+func (s *Server) makeRoutes() map[string]methods {
+	routes := map[string]methods{
+		resultsPath: {http.MethodPost: s.accepts(s.postResult), http.MethodGet: s.listResults},
+		batchPath:   {http.MethodPost: s.accepts(s.postBatch)},
+	}
+	for _, path := range []string{"/v1/status", "/v1/history", "/healthz", "/readyz", "/metrics"} {
+		routes[path] = methods{http.MethodGet: func(w http.ResponseWriter, r *http.Request) { s.opts.Observe.ServeHTTP(w, r) }}
+	}
+	return routes
 }
 
 func (s *Server) routeResult(w http.ResponseWriter, r *http.Request, rest string) {
@@ -58,16 +64,20 @@ func (s *Server) routeResult(w http.ResponseWriter, r *http.Request, rest string
 type methods map[string]http.HandlerFunc
 
 func (s *Server) dispatch(w http.ResponseWriter, r *http.Request, m methods) {
-	if get, ok := m[http.MethodGet]; ok {
-		m[http.MethodHead] = get // RFC 9110, 9.3.2; net/http leaves the content away
+	method := r.Method
+	if method == http.MethodHead {
+		method = http.MethodGet // RFC 9110, 9.3.2; net/http leaves the content away
 	}
-	if h, ok := m[r.Method]; ok {
+	if h, ok := m[method]; ok {
 		h(w, r)
 		return
 	}
-	for _, method := range slices.Sorted(maps.Keys(m)) {
-		w.Header().Add("Allow", method)
+	allowed := slices.Collect(maps.Keys(m))
+	if _, reads := m[http.MethodGet]; reads {
+		allowed = append(allowed, http.MethodHead)
 	}
+	slices.Sort(allowed)
+	w.Header()["Allow"] = allowed
 	s.refuse(w, newProblem(http.StatusMethodNotAllowed, "method", "method not allowed", r.Method+" is not known here; the Allow header lists what is"))
 }
 

@@ -91,6 +91,7 @@ type Server struct {
 	socket  *socket
 	conns   *connections
 	http    *http.Server
+	routes  map[string]methods // by path; made once, read by every request
 	bodies  *semaphore.Weighted
 	waiters *semaphore.Weighted
 	logged  interval
@@ -132,6 +133,7 @@ func Listen(opts Options) (*Server, error) {
 		waiters: semaphore.NewWeighted(opts.MaxWaiters),
 		logged:  interval{last: make(map[string]time.Time)},
 	}
+	srv.routes = srv.makeRoutes()
 	srv.stopping, srv.stop = context.WithCancel(context.Background())
 	for _, name := range problemNames {
 		opts.Metrics.Rejected.WithLabelValues(name)

@@ -294,7 +294,7 @@ func (o *Outbox) Stats(ctx context.Context) (Stats, error) {
 		s.PendingRows, s.PendingBytes = s.PendingRows-int64(len(p.Placements)), s.PendingBytes-p.Bytes
 	}
 	o.mu.Unlock()
-	s.FileBytes, s.WALBytes = fileSize(o.path()), fileSize(o.path()+"-wal")
+	s.FileBytes, s.WALBytes = fileSize(o.path()), fileSize(walOf(o.opts.Dir))
 	if p := o.damage.Load(); p != nil {
 		s.Damage = *p
 	}

@@ -17,8 +17,7 @@ type placed struct {
 
 // placeFiles notes the files that SQLite has open, and the lock.
 func placeFiles(dir string) (files []placed, err error) {
-	for _, name := range []string{fileName, fileName + "-wal", fileName + "-shm", lockName} {
-		path := filepath.Join(dir, name)
+	for _, path := range []string{filepath.Join(dir, fileName), walOf(dir), walIndexOf(dir), filepath.Join(dir, lockName)} {
 		info, err := os.Stat(path)
 		if err != nil {
 			return nil, fmt.Errorf("look at the outbox's files: %w", err)
@@ -55,9 +54,9 @@ type commits struct{ log, index *os.File }
 func openCommits(dir string) (c commits, err error) {
 	for _, f := range []struct {
 		file **os.File
-		name string
-	}{{&c.log, fileName + "-wal"}, {&c.index, fileName + "-shm"}} {
-		if *f.file, err = os.Open(filepath.Join(dir, f.name)); err != nil {
+		path string
+	}{{&c.log, walOf(dir)}, {&c.index, walIndexOf(dir)}} {
+		if *f.file, err = os.Open(f.path); err != nil {
 			return c, errors.Join(fmt.Errorf("open the outbox's files: %w", err), c.close())
 		}
 	}

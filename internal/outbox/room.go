@@ -39,7 +39,7 @@ func (tx *transaction) measureRoom() error {
 	free, total := int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize
 	spare := min(roomSpare, total/8)
 	o.room = room{
-		left:   (free + pages*size - spare - fileSize(o.path()+"-wal")) / roomSpread,
+		left:   (free + pages*size - spare - fileSize(walOf(o.opts.Dir))) / roomSpread,
 		wanted: spare / roomSpread,
 		at:     time.Now(),
 	}

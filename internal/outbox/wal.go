@@ -20,6 +20,9 @@ const (
 
 func walOf(dir string) string { return filepath.Join(dir, fileName+"-wal") }
 
+// walIndexOf is the log's index, which SQLite keeps in shared memory.
+func walIndexOf(dir string) string { return filepath.Join(dir, fileName+"-shm") }
+
 // walFrame is one frame of the log's present generation.
 type walFrame struct {
 	page   uint32
@@ -146,7 +149,7 @@ func refuseEmptied(dir string) error {
 // crash leaves both, and an end in order neither.
 func refuseWithoutLog(dir string) error {
 	_, err := os.Stat(walOf(dir))
-	index := filepath.Join(dir, fileName+"-shm")
+	index := walIndexOf(dir)
 	if _, indexErr := os.Stat(index); !errors.Is(err, os.ErrNotExist) || indexErr != nil {
 		return nil
 	}

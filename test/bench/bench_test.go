@@ -10,6 +10,7 @@
 package bench
 
 import (
+	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -43,7 +44,15 @@ type place struct {
 
 func newPlace(b *testing.B, broker, delivery string) *place {
 	b.Helper()
-	dir, err := os.MkdirTemp("", "wrb") // b.TempDir is too long for a socket's path
+	dir := shortDir(b)
+	return &place{b: b, dir: dir, socket: filepath.Join(dir, "s"), data: filepath.Join(dir, "data"),
+		broker: broker, topic: fmt.Sprintf("bench-%d", time.Now().UnixNano()), delivery: delivery}
+}
+
+// shortDir is a directory whose path leaves room for a socket's; b.TempDir's does not.
+func shortDir(b *testing.B) string {
+	b.Helper()
+	dir, err := os.MkdirTemp("", "wrb")
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -52,8 +61,7 @@ func newPlace(b *testing.B, broker, delivery string) *place {
 			b.Error(err)
 		}
 	})
-	return &place{b: b, dir: dir, socket: filepath.Join(dir, "s"), data: filepath.Join(dir, "data"),
-		broker: broker, topic: fmt.Sprintf("bench-%d", time.Now().UnixNano()), delivery: delivery}
+	return dir
 }
 
 // start starts the sidecar and waits until it accepts results.
@@ -103,15 +111,29 @@ func (p *place) status() (s status) {
 // await polls the status until ok.
 func (p *place) await(ok func(status) bool) {
 	p.b.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
+	poll(p.b, 5*time.Millisecond, 5*time.Minute, func(context.Context) (bool, any) {
+		s := p.status()
+		return ok(s), s
+	})
+}
+
+// poll calls ready every so often until it says so; where it does not within limit, what
+// it saw last is told.
+func poll(b *testing.B, every, limit time.Duration, ready func(context.Context) (done bool, saw any)) {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), limit)
+	defer cancel()
+	tick := time.NewTicker(every)
 	defer tick.Stop()
-	limit := time.NewTimer(5 * time.Minute)
-	defer limit.Stop()
-	for !ok(p.status()) {
+	for {
+		done, saw := ready(ctx)
+		if done {
+			return
+		}
 		select {
 		case <-tick.C:
-		case <-limit.C:
-			p.b.Fatalf("waited in vain; last status %+v", p.status())
+		case <-ctx.Done():
+			b.Fatalf("waited in vain for %s; seen last: %+v", limit, saw)
 		}
 	}
 }
@@ -138,8 +160,10 @@ func perSecond(b *testing.B, n int, d time.Duration, unit string) {
 
 // milliseconds reports d under unit.
 func milliseconds(b *testing.B, d time.Duration, unit string) {
-	b.ReportMetric(float64(d)/float64(time.Millisecond), unit)
+	b.ReportMetric(inMilliseconds(d), unit)
 }
+
+func inMilliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // plainServer serves h on a Unix socket until the benchmark ends.
 func plainServer(b *testing.B, socket string, h http.Handler) {

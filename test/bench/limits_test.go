@@ -20,6 +20,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sys/unix"
 
+	"workflow-results-sidecar/internal/publisher"
 	"workflow-results-sidecar/internal/testkit"
 )
 
@@ -179,8 +180,8 @@ func BenchmarkLimitProduce(b *testing.B) {
 	})
 }
 
-// largestTransaction is how many results the publisher puts into one.
-const largestTransaction = 2048
+// largestTransaction is how many results the publisher puts into one at most.
+var largestTransaction = publisher.DefaultOptions().MaxRows
 
 func bareTransactions(b *testing.B, kafka *testkit.Kafka, records int, pause time.Duration) measured {
 	b.Helper()
@@ -266,7 +267,7 @@ func limits(kafka *testkit.Kafka) []contender {
 		}})
 	}
 	list = append(list,
-		own("franz-go, transactions of 2048", largestTransaction, func(b *testing.B) measured { return bareTransactions(b, kafka, largestTransaction, 0) }),
+		own(fmt.Sprintf("franz-go, transactions of %d", largestTransaction), largestTransaction, func(b *testing.B) measured { return bareTransactions(b, kafka, largestTransaction, 0) }),
 		own("franz-go, plain", 1, func(b *testing.B) measured { return produceAlone(b, kafka) }),
 	)
 	for _, delivery := range []string{"exactly-once", "at-least-once"} {

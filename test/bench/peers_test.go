@@ -50,8 +50,6 @@ func answers(m measured, rows int) sample {
 	return s
 }
 
-func inMilliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
 // spend notes what the results cost.
 func (s *sample) spend(cpu time.Duration) {
 	s.CPU = float64(cpu) / float64(time.Microsecond) / float64(s.Results)

@@ -101,11 +101,7 @@ func runAiokafka(b *testing.B, kafka *testkit.Kafka, concurrent int) sample {
 func runRsyslog(b *testing.B, kafka *testkit.Kafka, conns int) sample {
 	b.Helper()
 	t := newTopic(b, kafka)
-	dir, err := os.MkdirTemp("", "wrb") // b.TempDir is too long for a socket's path
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { os.RemoveAll(dir) })
+	dir := shortDir(b)
 	address := filepath.Join(dir, "s")
 	settings, err := os.ReadFile(filepath.Join("peers", "rsyslog", "rsyslog.conf"))
 	if err != nil {
@@ -177,12 +173,7 @@ func serveEmptyHandler(socket string) error {
 
 func runEmptyHandler(b *testing.B, conns int) sample {
 	b.Helper()
-	dir, err := os.MkdirTemp("", "wrb")
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { os.RemoveAll(dir) })
-	socket := filepath.Join(dir, "s")
+	socket := filepath.Join(shortDir(b), "s")
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), handlerVariable+"="+socket)
 	p := testkit.StartProcess(b, "the empty handler", cmd)
@@ -195,26 +186,21 @@ func runEmptyHandler(b *testing.B, conns int) sample {
 // awaitListening waits until a process takes connections.
 func awaitListening(b *testing.B, p *testkit.Process, address string) {
 	b.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	limit := time.NewTimer(time.Minute)
-	defer limit.Stop()
-	for {
-		c, err := dial(address)
-		if err == nil {
-			if err := c.conn.Close(); err != nil {
-				b.Fatal(err)
-			}
-			return
-		}
+	poll(b, 5*time.Millisecond, time.Minute, func(context.Context) (bool, any) {
 		select {
-		case <-tick.C:
 		case <-p.Done():
 			b.Fatal("it ended before it listened")
-		case <-limit.C:
-			b.Fatalf("it does not listen: %v", err)
+		default:
 		}
-	}
+		c, err := dial(address)
+		if err != nil {
+			return false, err
+		}
+		if err := c.conn.Close(); err != nil {
+			b.Fatal(err)
+		}
+		return true, nil
+	})
 }
 
 // topic is where a peer publishes.
@@ -245,24 +231,13 @@ func deleteTopics(b *testing.B, kafka *testkit.Kafka, names ...string) {
 // transactions is counted so: markers would count too.
 func (t topic) await(n int) {
 	t.b.Helper()
-	ctx, cancel := context.WithTimeout(t.b.Context(), 5*time.Minute)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	poll(t.b, 20*time.Millisecond, 5*time.Minute, func(ctx context.Context) (bool, any) {
 		ends, err := t.adm.ListEndOffsets(ctx, t.name)
 		if err != nil {
 			t.b.Fatal(err)
 		}
 		var sum int64
 		ends.Each(func(end kadm.ListedOffset) { sum += end.Offset })
-		if sum >= int64(n) {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.b.Fatalf("%d of %d records are in Kafka after 5 minutes", sum, n)
-		}
-	}
+		return sum >= int64(n), fmt.Sprintf("%d of %d records are in Kafka", sum, n)
+	})
 }
