@@ -170,10 +170,11 @@ torture: need-test kafka ## Kills, power cuts, faults and a broker's troubles in
 ROUNDS ?= 200
 
 .PHONY: fuzz
-fuzz: need-go ## Fuzz the decoder and the batch stream, FUZZTIME each (1m)
+fuzz: need-go ## Fuzz the decoder, the batch stream and whole requests, FUZZTIME each (1m)
 	go test ./internal/result -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZTIME)
 	go test ./internal/result -run '^$$' -fuzz '^FuzzWellFormed$$' -fuzztime $(FUZZTIME)
 	go test ./internal/ipc -run '^$$' -fuzz '^FuzzBatch$$' -fuzztime $(FUZZTIME)
+	go test ./internal/ipc -run '^$$' -fuzz '^FuzzQuick$$' -fuzztime $(FUZZTIME)
 FUZZTIME ?= 1m
 
 .PHONY: soak

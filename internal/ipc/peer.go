@@ -158,8 +158,18 @@ type countedConn struct {
 	net.Conn
 	peer    peer
 	peerErr error
+	unread  []byte // was read already, by whom the connection was handed over
 	once    sync.Once
 	done    func()
+}
+
+func (c *countedConn) Read(p []byte) (int, error) {
+	if len(c.unread) == 0 {
+		return c.Conn.Read(p)
+	}
+	n := copy(p, c.unread)
+	c.unread = c.unread[n:]
+	return n, nil
 }
 
 func (c *countedConn) Close() error {

@@ -96,6 +96,11 @@ type Server struct {
 	waiters *semaphore.Weighted
 	logged  interval
 
+	mu           sync.Mutex
+	quick        map[*quickConn]struct{} // connections that net/http has not got
+	quickRunning sync.WaitGroup
+	handedOver   chan *countedConn // to net/http
+
 	stopping context.Context // ends when the server begins to end
 	stop     context.CancelFunc
 }
@@ -132,6 +137,9 @@ func Listen(opts Options) (*Server, error) {
 		bodies:  semaphore.NewWeighted(opts.MaxInFlightBytes),
 		waiters: semaphore.NewWeighted(opts.MaxWaiters),
 		logged:  interval{last: make(map[string]time.Time)},
+
+		quick:      make(map[*quickConn]struct{}),
+		handedOver: make(chan *countedConn),
 	}
 	srv.routes = srv.makeRoutes()
 	srv.stopping, srv.stop = context.WithCancel(context.Background())
@@ -154,33 +162,33 @@ func Listen(opts Options) (*Server, error) {
 }
 
 func (s *Server) connContext(ctx context.Context, c net.Conn) context.Context {
-	counted := c.(*countedConn) // of our own listener
-	if counted.peerErr != nil {
-		s.opts.Log.Warn("a peer's credentials are unknown", "error", counted.peerErr)
-	}
-	return context.WithValue(ctx, peerKey{}, counted.peer)
+	return context.WithValue(ctx, peerKey{}, c.(*countedConn).peer) // of our own listener
 }
 
 // Run serves until soft ends, then lets requests under way finish, within a
 // deadline and until hard ends, and gives the path back. Who waits for publication
 // then is told at once how things stand.
 func (s *Server) Run(soft, hard context.Context) error {
-	done := make(chan error, 1)
-	go func() { done <- s.http.Serve(s.conns) }()
+	failed := make(chan error, 1)
+	s.quickRunning.Go(func() { failed <- s.acceptAll() })
+	served := make(chan error, 1)
+	go func() {
+		served <- s.http.Serve(lobby{Listener: s.conns, handedOver: s.handedOver, done: s.stopping.Done()})
+	}()
 	var err error
 	select {
-	case err = <-done:
+	case err = <-failed:
 	case <-soft.Done():
-		s.stop()
-		stop, cancel := context.WithTimeout(hard, shutdownTimeout)
-		defer cancel()
-		if err := s.http.Shutdown(stop); err != nil {
-			s.opts.Log.Warn("requests were cut off at shutdown", "error", errors.Join(err, s.http.Close()))
-		}
-		err = <-done
 	}
-	if errors.Is(err, http.ErrServerClosed) {
-		err = nil
+	s.stop()
+	s.wakeQuick()
+	stop, cancel := context.WithTimeout(hard, shutdownTimeout)
+	defer cancel()
+	if cut := errors.Join(s.http.Shutdown(stop), s.finishQuick(stop)); cut != nil {
+		s.opts.Log.Warn("requests were cut off at shutdown", "error", errors.Join(cut, s.http.Close()))
+	}
+	if e := <-served; !errors.Is(e, http.ErrServerClosed) && !errors.Is(e, net.ErrClosed) {
+		err = errors.Join(err, e)
 	}
 	return errors.Join(err, s.socket.Close())
 }
