@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -339,4 +340,50 @@ func (h *harness) asleep() bool {
 		}
 	}
 	return true
+}
+
+// refusing is a listener that refuses as often as there are errors.
+type refusing struct {
+	net.Listener
+	errs chan error
+}
+
+func (r *refusing) Accept() (net.Conn, error) {
+	select {
+	case err := <-r.errs:
+		return nil, &net.OpError{Op: "accept", Net: "unix", Err: os.NewSyscallError("accept4", err)}
+	default:
+		return r.Listener.Accept()
+	}
+}
+
+// TestAcceptIsTriedAgain: where the process has no descriptor left, clients wait;
+// a listener that is broken ends the server.
+func TestAcceptIsTriedAgain(t *testing.T) {
+	h, log := start(t), make(lines, 8)
+	opts := h.srv.opts
+	opts.Path, opts.Log = filepath.Join(shortDir(t), "s"), slog.New(slog.NewTextHandler(log, nil))
+	srv, err := Listen(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &refusing{srv.conns.Listener, make(chan error, 2)}
+	srv.conns.Listener = l
+	l.errs <- syscall.EMFILE
+	done := make(chan error, 1)
+	go func() { done <- srv.Run(t.Context(), t.Context()) }()
+	h.path = opts.Path
+	c, r := h.dial()
+	write(t, c, rawPost("/v1/results", "application/json", len(oneEvent()), oneEvent()))
+	if status, body := read(t, r); status != 201 {
+		t.Errorf("%d %s", status, body)
+	}
+	if told := <-log; !strings.Contains(told, "too many open files") {
+		t.Error(told)
+	}
+	l.errs <- syscall.EBADF
+	h.dial() // ends the Accept that is waiting
+	if err := <-done; !errors.Is(err, syscall.EBADF) {
+		t.Error(err)
+	}
 }
