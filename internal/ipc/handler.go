@@ -143,6 +143,7 @@ var jsonType = []string{"application/json"}
 // body is a request body in memory; bytes of the in-flight bound are its.
 type body struct {
 	bytes.Buffer
+	part   io.LimitedReader // what is being read
 	weight int64
 }
 
@@ -166,7 +167,11 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, mediaType, wha
 	}
 	b := bodies.Get().(*body)
 	b.Reset()
-	if err := s.fill(b, http.MaxBytesReader(w, r.Body, limit), r.ContentLength); err != nil {
+	from := io.Reader(r.Body)
+	if r.ContentLength < 0 { // else it ends with its length
+		from = http.MaxBytesReader(w, r.Body, limit)
+	}
+	if err := s.fill(b, from, r.ContentLength); err != nil {
 		s.done(b)
 		return nil, err
 	}
@@ -177,6 +182,7 @@ func (s *Server) readBody(w http.ResponseWriter, r *http.Request, mediaType, wha
 // What has not come yet is counted a step ahead and no further: an announcement
 // alone holds nobody back.
 func (s *Server) fill(b *body, from io.Reader, length int64) error {
+	b.part = io.LimitedReader{R: from}
 	for step := int64(bodyStep); ; step = b.weight {
 		if length >= 0 {
 			step = min(step, length-b.weight)
@@ -186,9 +192,10 @@ func (s *Server) fill(b *body, from io.Reader, length int64) error {
 		}
 		b.weight += step
 		b.Grow(int(step) + bytes.MinRead) // which ReadFrom wants to see free at the end
-		_, err := io.CopyN(&b.Buffer, from, step)
+		b.part.N = step
+		n, err := b.ReadFrom(&b.part)
 		switch {
-		case errors.Is(err, io.EOF), err == nil && b.weight == length:
+		case err == nil && (n < step || b.weight == length):
 			s.bodies.Release(b.weight - int64(b.Len()))
 			b.weight = int64(b.Len())
 			return nil
@@ -212,7 +219,7 @@ func readError(err error) error {
 // done gives a body back; nobody may use it any more.
 func (s *Server) done(b *body) {
 	s.bodies.Release(b.weight)
-	b.weight = 0
+	b.weight, b.part.R = 0, nil
 	const keep = 64 << 10 // large ones are rare and would stay for ever
 	if b.Cap() <= 2*keep {
 		bodies.Put(b)

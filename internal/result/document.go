@@ -22,18 +22,18 @@ const (
 	fieldCount
 )
 
-func (f field) String() string {
-	return [fieldCount]string{
-		"event_type", "event_id", "correlation_id", "workflow_id", "workflow_run_id",
-		"result", "status", "timestamp", "error",
-	}[f]
+var fieldNames = [fieldCount]string{
+	"event_type", "event_id", "correlation_id", "workflow_id", "workflow_run_id",
+	"result", "status", "timestamp", "error",
 }
 
+func (f field) String() string { return fieldNames[f] }
+
 // fieldNamed is false for a name that is none of ours. Names are case-sensitive.
-func fieldNamed(name string) (field, bool) {
-	for f := range fieldCount {
-		if f.String() == name {
-			return f, true
+func fieldNamed(name []byte) (field, bool) {
+	for f, known := range fieldNames {
+		if string(name) == known {
+			return field(f), true
 		}
 	}
 	return 0, false
@@ -63,7 +63,7 @@ func readDocument(data []byte) document {
 		f, known := fieldNamed(name)
 		switch {
 		case !known:
-			d.addUnknown(name)
+			d.addUnknown(string(name))
 		case d.values[f] != nil:
 			d.repeated[f] = true
 		default:

@@ -1,6 +1,7 @@
 package result
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -112,12 +113,16 @@ func isSpace(c byte) bool { return c == ' ' || c == '\n' || c == '\t' || c == '\
 
 // endOfString returns the index behind the string that starts at i.
 func endOfString(data []byte, i int) int {
-	for i++; data[i] != '"'; i++ {
-		if data[i] == '\\' {
-			i++
+	for i++; ; {
+		quote := i + bytes.IndexByte(data[i:], '"')
+		for i <= quote {
+			escape := bytes.IndexByte(data[i:quote], '\\')
+			if escape < 0 {
+				return quote + 1
+			}
+			i += escape + 2 // may be behind the quote, which was escaped then
 		}
 	}
-	return i + 1
 }
 
 // endOfValue returns the index behind the member's value that starts at i.

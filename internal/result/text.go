@@ -7,16 +7,18 @@ import (
 	"unicode/utf16"
 )
 
-// unquote decodes a valid JSON string literal. It is not exact if an escape
-// names half a surrogate pair, which no UTF-8 string can hold.
-func unquote(raw []byte) (s string, exact bool) {
+// unquote decodes a valid JSON string literal; what it returns may be a part of
+// raw. It is not exact if an escape names half a surrogate pair, which no UTF-8
+// string can hold.
+func unquote(raw []byte) (text []byte, exact bool) {
 	if bytes.IndexByte(raw, '\\') < 0 {
-		return string(raw[1 : len(raw)-1]), true
+		return raw[1 : len(raw)-1], true
 	}
+	var s string
 	if err := json.Unmarshal(raw, &s); err != nil {
-		return "", false
+		return nil, false
 	}
-	return s, !hasLoneSurrogate(raw)
+	return []byte(s), !hasLoneSurrogate(raw)
 }
 
 // hasLoneSurrogate scans a valid JSON string literal, its quotes included: the
