@@ -115,7 +115,7 @@ func (tx *transaction) append(r *result.Result) (Outcome, error) {
 func (tx *transaction) added(r *result.Result, seq, size int64) {
 	tx.state = tx.state.appended(1, size, seq)
 	tx.rows, tx.bytes = tx.rows+1, tx.bytes+size
-	tx.remember(r.EventID, recentRow{seq: seq, correlation: r.CorrelationID})
+	tx.remember(r, seq, size)
 }
 
 // held answers for an event ID that the outbox holds at seq already, this very

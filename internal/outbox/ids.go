@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"workflow-results-sidecar/internal/result"
 )
 
 // IDs are random, and an index of random keys that takes each row as it comes
@@ -95,29 +97,22 @@ func (tx *transaction) find(id uuid.UUID) (seq int64, found bool, err error) {
 
 // remember makes a new row known at once, to the rest of its transaction.
 // Readers look for the row itself and do not see it before its commit.
-func (tx *transaction) remember(id uuid.UUID, row recentRow) {
+func (tx *transaction) remember(r *result.Result, seq, size int64) {
 	tx.o.mu.Lock()
 	defer tx.o.mu.Unlock()
-	tx.remembered = append(tx.remembered, remembered{id, tx.o.recent[id]})
-	tx.o.recent[id] = row
-}
-
-// remembered is an ID that a transaction has put into o.recent, and what stood
-// there before: a row that the transaction pruned, or nothing (seq 0).
-type remembered struct {
-	id     uuid.UUID
-	before recentRow
+	tx.appended = append(tx.appended, appendedRow{result: r, seq: seq, size: size, before: tx.o.recent[r.EventID]})
+	tx.o.recent[r.EventID] = recentRow{seq: seq, correlation: r.CorrelationID}
 }
 
 // forgetRemembered undoes remember.
 func (tx *transaction) forgetRemembered() {
 	tx.o.mu.Lock()
 	defer tx.o.mu.Unlock()
-	for _, r := range slices.Backward(tx.remembered) {
-		if r.before.seq == 0 {
-			delete(tx.o.recent, r.id)
+	for _, a := range slices.Backward(tx.appended) {
+		if a.before.seq == 0 {
+			delete(tx.o.recent, a.result.EventID)
 		} else {
-			tx.o.recent[r.id] = r.before
+			tx.o.recent[a.result.EventID] = a.before
 		}
 	}
 }

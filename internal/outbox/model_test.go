@@ -5,9 +5,12 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"reflect"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"workflow-results-sidecar/internal/result"
 )
@@ -15,7 +18,7 @@ import (
 // TestAllAtOnce lets everything happen at once that an outbox promises, under
 // limits that are always reached: appends (with resends, conflicts, repeats within
 // a batch, callers that leave), publication, parking, retry, purge, retention,
-// merges, waiting and listing. Then the counters must be those of the rows, here
+// merges, waiting and listing. What Next gives is what the file holds. Then the counters must be those of the rows, here
 // and in a copy of the files as a kill would leave them.
 func TestAllAtOnce(t *testing.T) {
 	for name, limits := range map[string]func(*Options){
@@ -128,7 +131,14 @@ func (m *model) append(context.Context) {
 }
 
 func (m *model) publish(ctx context.Context) {
-	rows, err := m.Next(ctx, m.Proven(), 1+rand.IntN(500), 1<<20)
+	after := m.Proven()
+	rows, err := m.Next(ctx, after, 1+rand.IntN(500), 1<<20)
+	if err == nil && len(rows) > 0 { // nobody else parks or publishes, so these stay what they are
+		file, err := m.nextFromFile(context.Background(), after, len(rows), 1<<20)
+		if err != nil || !reflect.DeepEqual(rows, file) {
+			m.t.Errorf("after %d: Next gives %d rows, up to %d; the file says (%v):\n%s", after, len(rows), rows[len(rows)-1].Seq, err, cmp.Diff(file, rows))
+		}
+	}
 	switch {
 	case ctx.Err() != nil:
 		return

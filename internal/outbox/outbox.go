@@ -114,6 +114,7 @@ type Outbox struct {
 	proven         int64                   // highest published seq we have proof of; state.publishedSeq follows with the next commit
 	unmarked       []Publication           // proven, not yet committed
 	unmarkedAt     time.Time               // since when
+	tail           tail                    // the newest rows, for Next
 	waiters        map[int64][]chan struct{}
 	queue          []*request
 	queuedRows     int
@@ -281,8 +282,7 @@ func (o *Outbox) wakeWriter() {
 func (o *Outbox) Stats(ctx context.Context) (Stats, error) {
 	o.mu.Lock()
 	s := Stats{
-		ID:          o.state.outboxID,
-		PendingRows: o.state.pendingRows, PendingBytes: o.state.pendingBytes,
+		ID:         o.state.outboxID,
 		ParkedRows: o.state.parkedRows, ParkedBytes: o.state.parkedBytes,
 		HeldRows: o.state.heldRows, HeldBytes: o.state.heldBytes,
 		MaxRows: o.opts.MaxRows, MaxBytes: o.opts.MaxBytes,
@@ -290,9 +290,7 @@ func (o *Outbox) Stats(ctx context.Context) (Stats, error) {
 		QueuedRows: int64(o.queuedRows), QueuedBytes: o.queuedBytes,
 		DedupTrimmedAt: o.dedupTrimmedAt,
 	}
-	for _, p := range o.unmarked { // proven, and not yet counted
-		s.PendingRows, s.PendingBytes = s.PendingRows-int64(len(p.Placements)), s.PendingBytes-p.Bytes
-	}
+	s.PendingRows, s.PendingBytes = o.pendingNow()
 	o.mu.Unlock()
 	s.FileBytes, s.WALBytes = fileSize(o.path()), fileSize(walOf(o.opts.Dir))
 	if p := o.damage.Load(); p != nil {
@@ -301,6 +299,15 @@ func (o *Outbox) Stats(ctx context.Context) (Stats, error) {
 	oldest, err := o.oldestPending(ctx, s.PublishedSeq)
 	s.OldestPending = oldest
 	return s, err
+}
+
+// pendingNow is what is pending by all that is proven; o.mu is held.
+func (o *Outbox) pendingNow() (rows, bytes int64) {
+	rows, bytes = o.state.pendingRows, o.state.pendingBytes
+	for _, p := range o.unmarked { // proven, and not yet counted
+		rows, bytes = rows-int64(len(p.Placements)), bytes-p.Bytes
+	}
+	return rows, bytes
 }
 
 func (o *Outbox) oldestPending(ctx context.Context, after int64) (time.Time, error) {

@@ -23,6 +23,7 @@ func (o *Outbox) MarkPublished(p Publication) {
 		o.unmarkedAt = time.Now()
 	}
 	o.proven = p.Through
+	o.tail.published(p.Through)
 	o.unmarked = append(o.unmarked, p)
 	o.metrics.Published.Add(float64(len(p.Placements)))
 	for seq, chans := range o.waiters {

@@ -186,11 +186,19 @@ func (o *Outbox) listQuery(f Filter, proven int64) (string, []any) {
 // Next returns pending results with a seq greater than after, in seq order: at
 // most maxRows, and as many as fit in maxBytes but at least one. It removes
 // nothing. A commit that has not reached the state in memory is not seen yet: a
-// watermark could not name the generation of its rows.
+// watermark could not name the generation of its rows. The rows are not to be
+// written to: a later call may return the same memory.
 func (o *Outbox) Next(ctx context.Context, after int64, maxRows int, maxBytes int64) ([]Row, error) {
 	if err := o.usable(); err != nil {
 		return nil, err
 	}
+	if rows, ok := o.nextFromTail(after, maxRows, maxBytes); ok {
+		return rows, nil
+	}
+	return o.nextFromFile(ctx, after, maxRows, maxBytes)
+}
+
+func (o *Outbox) nextFromFile(ctx context.Context, after int64, maxRows int, maxBytes int64) ([]Row, error) {
 	rows, err := o.readers.QueryContext(ctx, `SELECT seq, event_id, correlation_id, workflow_id, workflow_run_id, status, accepted_at, timestamp, size, digest, traceparent, tracestate, error, result
 		FROM results WHERE seq > ? AND seq <= ? AND seq NOT IN (SELECT seq FROM parked) ORDER BY seq LIMIT ?`, after, o.lastSeq(), maxRows)
 	if err != nil {

@@ -43,7 +43,11 @@ func (o *Outbox) retain(ctx context.Context) error {
 		(*transaction).slimExpired, (*transaction).pruneExpired, (*transaction).clearForRoom,
 	} {
 		for more := true; more; {
-			err := o.do(ctx, func(tx *transaction) (err error) { more, err = step(tx); return err })
+			err := o.do(ctx, func(tx *transaction) (err error) {
+				tx.rearranges = false // it takes published rows alone
+				more, err = step(tx)
+				return err
+			})
 			if err != nil {
 				return err
 			}
@@ -211,7 +215,11 @@ func (o *Outbox) vacuum(ctx context.Context) error {
 		if err != nil || free <= 0 {
 			return err
 		}
-		if err := o.do(ctx, func(tx *transaction) error { return tx.vacuumSlice(min(free, slicePages)) }); err != nil {
+		err = o.do(ctx, func(tx *transaction) error {
+			tx.rearranges = false // pages, no rows
+			return tx.vacuumSlice(min(free, slicePages))
+		})
+		if err != nil {
 			return err
 		}
 	}

@@ -44,10 +44,19 @@ type transaction struct {
 	rows  int64 // appended
 	bytes int64
 
-	remembered []remembered            // put into o.recent already; taken out again on a rollback
+	rearranges bool                    // it may do more with pending rows than append them
+	appended   []appendedRow           // put into o.recent already; taken out again on a rollback
 	moved      map[uuid.UUID]recentRow // put into o.recent with the commit
 	forgotten  map[uuid.UUID]int64     // seqs of rows that are deleted; taken out of o.recent with the commit
 	merged     int64                   // rows up to it are in the indexes from this commit on
+}
+
+// appendedRow is a row that a transaction has inserted.
+type appendedRow struct {
+	result *result.Result // the caller's
+	seq    int64
+	size   int64
+	before recentRow // what stood in o.recent: a row that the transaction pruned, or nothing (seq 0)
 }
 
 // lead lets a caller who finds nobody writing commit what is queued itself, its
@@ -120,7 +129,7 @@ func (o *Outbox) writeRound() (worked bool, err error) {
 		err = errors.Join(err, o.mergeSome())
 	}
 	for _, t := range tasks {
-		t.done <- o.commit(t.do)
+		t.done <- o.commit(func(tx *transaction) error { tx.rearranges = true; return t.do(tx) })
 	}
 	err = errors.Join(err, o.finishCheckpoint())
 	return len(batch) > 0 || len(tasks) > 0 || markDue || mergeDue, err
@@ -228,8 +237,10 @@ func (o *Outbox) commit(do func(*transaction) error) error {
 	}
 	o.wrote(tx.bytes)
 	o.room.left -= tx.bytes
+	c, kept := tx.keep()
 	o.mu.Lock()
 	o.state = tx.state
+	tx.extendTail(c, kept)
 	tx.settleRecent()
 	o.unmarked = append(o.unmarked[:0], o.unmarked[len(marks):]...)
 	o.unmarkedAt = time.Now()
