@@ -77,6 +77,44 @@ func (o *Outbox) loadRecent(ctx context.Context) error {
 	return nil
 }
 
+// lookUpAll asks the index once for those event IDs of a batch, of n results, that
+// are not in memory; find then answers by it. One alone it leaves to find.
+func (tx *transaction) lookUpAll(batch []*request, n int) error {
+	const size = len(uuid.UUID{})
+	if n == 1 {
+		return nil
+	}
+	o, ids := tx.o, make([]byte, 0, n*size)
+	o.mu.Lock()
+	for _, r := range batch {
+		for i := range r.results {
+			id := r.results[i].EventID
+			if _, found := o.recent[id]; !found {
+				ids = append(ids, id[:]...)
+			}
+		}
+	}
+	o.mu.Unlock()
+	rows, err := o.stmts.seqsOf.Query(ids, len(ids))
+	if err != nil {
+		return fmt.Errorf("look up event IDs: %w", err)
+	}
+	defer func() { _ = rows.Close() }() // rows.Err tells what matters
+	for rows.Next() {
+		var id uuid.UUID
+		var seq int64
+		if err := rows.Scan(&id, &seq); err != nil {
+			return fmt.Errorf("look up event IDs: %w", err)
+		}
+		if tx.indexed == nil {
+			tx.indexed = make(map[uuid.UUID]int64)
+		}
+		tx.indexed[id] = seq
+	}
+	tx.lookedUp = true
+	return rows.Err()
+}
+
 // find tells whether an event ID is held, this very transaction included.
 func (tx *transaction) find(id uuid.UUID) (seq int64, found bool, err error) {
 	tx.o.mu.Lock()
@@ -84,6 +122,10 @@ func (tx *transaction) find(id uuid.UUID) (seq int64, found bool, err error) {
 	tx.o.mu.Unlock()
 	if found && tx.forgotten[id] != row.seq {
 		return row.seq, true, nil
+	}
+	if tx.lookedUp {
+		seq, found = tx.indexed[id]
+		return seq, found, nil
 	}
 	err = tx.o.stmts.seqOf.QueryRow(id[:]).Scan(&seq)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -163,6 +205,7 @@ func (tx *transaction) forgetRow(id uuid.UUID, seq int64) {
 
 // unindex takes rows out of the indexes, whether or not they are in them.
 func (tx *transaction) unindex(from, to int64, where string) error {
+	tx.lookedUp = false // what it had found may be gone
 	rows := ` FROM results WHERE seq BETWEEN ? AND ?` + where
 	return errors.Join(
 		tx.exec(`DELETE FROM event_ids WHERE event_id IN (SELECT event_id`+rows+`)`, from, to),

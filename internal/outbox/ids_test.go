@@ -181,3 +181,49 @@ func TestWhatMovesDuringAMerge(t *testing.T) {
 	h := open(t, m.dir)
 	everyHundredth(t, h.Outbox, m.all, gone)
 }
+
+// TestBatchIsLookedUpAtOnce: whether an event ID is held, each result of a batch is
+// told as if it had come alone: by the index, by memory, by what the batch itself has
+// brought before it, and by what gave way to that.
+func TestBatchIsLookedUpAtOnce(t *testing.T) {
+	const held = 64
+	h := open(t, t.TempDir(), func(o *Options) { o.MaxRows = held })
+	old := results(t, held, `{}`)
+	h.add(old[:48]...)
+	h.writing.Lock()
+	for first := true; first || h.merging != nil; first = false { // 48 in the index, 16 in memory
+		if err := h.mergeSome(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.writing.Unlock()
+	h.add(old[48:]...)
+	h.publishAll(held)
+	for i, out := range h.add(old[10], old[60], old[10], old[11]) { // nothing gives way
+		if out.Err != nil || !out.Duplicate {
+			t.Errorf("%d of those that are held: %+v", i, out)
+		}
+	}
+	fresh := results(t, 20, `{}`)
+	altered := old[40]
+	altered.Digest[0] ^= 1
+	batch := []result.Result{old[0], old[47], altered, old[63], old[0]} // all of it held
+	batch = append(batch, fresh...)                                     // each takes the place of the oldest
+	batch = append(batch, fresh[3], old[5], old[30], old[5], old[63])   // held, gone, held, held again, held
+	for i, out := range h.add(batch...) {
+		var conflict *ConflictError
+		switch {
+		case i == 2:
+			if !errors.As(out.Err, &conflict) || conflict.Held.EventID != old[40].EventID {
+				t.Errorf("%d: want a conflict, got %+v", i, out)
+			}
+		case out.Err != nil || out.Entry.EventID != batch[i].EventID:
+			t.Errorf("%d: %+v", i, out)
+		case out.Duplicate != (i < 5 || i >= 25 && i != 26):
+			t.Errorf("%d: duplicate %t", i, out.Duplicate)
+		}
+	}
+	if last := h.lastSeq(); last != held+21 {
+		t.Errorf("%d seqs were given, want %d", last, held+21)
+	}
+}

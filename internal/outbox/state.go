@@ -77,7 +77,8 @@ func readState(ctx context.Context, conn *sql.Conn) (state, error) {
 
 // statements are the writer's, prepared once.
 type statements struct {
-	insert, seqOf, held, update  *sql.Stmt
+	insert, held, update         *sql.Stmt
+	seqOf, seqsOf                *sql.Stmt // of one event ID, and of those that lie in a blob one after the other
 	indexEvent, indexCorrelation *sql.Stmt
 }
 
@@ -89,6 +90,8 @@ func (s *statements) prepare(ctx context.Context, conn *sql.Conn) error {
 		{&s.insert, `INSERT INTO results (seq, event_id, correlation_id, workflow_id, workflow_run_id, status, accepted_at, timestamp, size, digest, traceparent, tracestate, error, result)
 			VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)`},
 		{&s.seqOf, `SELECT seq FROM event_ids WHERE event_id = ?`},
+		{&s.seqsOf, `WITH RECURSIVE ids (start) AS (VALUES (1) UNION ALL SELECT start + 16 FROM ids WHERE start + 16 < ?2)
+			SELECT event_id, seq FROM ids CROSS JOIN event_ids ON event_id = substr(?1, start, 16)`},
 		{&s.held, entryColumns + `, r.digest FROM results r LEFT JOIN parked p ON p.seq = r.seq WHERE r.seq = ?`},
 		{&s.indexEvent, `INSERT OR REPLACE INTO event_ids (event_id, seq) VALUES (?,?)`},
 		{&s.indexCorrelation, `INSERT OR IGNORE INTO correlation_ids (correlation_id, seq) VALUES (?,?)`},
@@ -106,7 +109,7 @@ func (s *statements) prepare(ctx context.Context, conn *sql.Conn) error {
 
 func (s *statements) close() error {
 	var errs []error
-	for _, stmt := range []*sql.Stmt{s.insert, s.seqOf, s.held, s.update, s.indexEvent, s.indexCorrelation} {
+	for _, stmt := range []*sql.Stmt{s.insert, s.seqOf, s.seqsOf, s.held, s.update, s.indexEvent, s.indexCorrelation} {
 		if stmt != nil {
 			errs = append(errs, stmt.Close())
 		}

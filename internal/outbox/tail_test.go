@@ -28,7 +28,7 @@ type history struct {
 // TestNextFromMemoryIsNextFromTheFile, after each step of whatever can happen.
 func TestNextFromMemoryIsNextFromTheFile(t *testing.T) {
 	served := 0
-	for seed := range uint64(20) {
+	for seed := range uint64(10) {
 		h := &history{harness: open(t, t.TempDir(), func(o *Options) { o.History, o.DedupWindow = 0, 0 }), rand: rand.New(rand.NewPCG(seed, 0))}
 		steps := []func(){h.append, h.append, h.append, h.append, h.publish, h.publish, h.park, h.retry, h.purge, h.failAppend, h.failTask, h.expire, h.mergeAll}
 		for range 150 {
@@ -40,7 +40,7 @@ func TestNextFromMemoryIsNextFromTheFile(t *testing.T) {
 		}
 		h.close()
 	}
-	if served < 5000 {
+	if served < 2000 {
 		t.Errorf("only %d rows came from memory: nothing was tested", served)
 	}
 }

@@ -44,6 +44,8 @@ type transaction struct {
 	rows  int64 // appended
 	bytes int64
 
+	lookedUp   bool                    // indexed has what the index knows of the batch's event IDs
+	indexed    map[uuid.UUID]int64     // their seqs
 	rearranges bool                    // it may do more with pending rows than append them
 	appended   []appendedRow           // put into o.recent already; taken out again on a rollback
 	moved      map[uuid.UUID]recentRow // put into o.recent with the commit
@@ -196,6 +198,14 @@ func (o *Outbox) commitBatch(batch []*request) {
 	var rows int64
 	err := o.commit(func(tx *transaction) error {
 		if err := o.inPlace(); err != nil {
+			return err
+		}
+		n := 0
+		for _, r := range batch {
+			n += len(r.results)
+		}
+		tx.appended = make([]appendedRow, 0, n)
+		if err := tx.lookUpAll(batch, n); err != nil {
 			return err
 		}
 		for _, r := range batch {
