@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"strconv"
 	"time"
 
 	"workflow-results-sidecar/internal/outbox"
@@ -71,7 +72,8 @@ func (s *Server) takeBatch(w http.ResponseWriter, r *http.Request) (*batch, []ou
 }
 
 func (s *Server) parseBatch(data []byte, r *http.Request) (*batch, error) {
-	var b batch
+	n := min(1+bytes.Count(data, []byte{'\n'}), maxBatchLines)
+	b := batch{lines: make([]line, 0, n), results: make([]result.Result, 0, n), at: make([]int, 0, n)}
 	parent, state := traceContext(r)
 	number := 0
 	for text := range bytes.Lines(data) {
@@ -148,11 +150,20 @@ func (s *Server) waitBatch(ctx context.Context, b *batch, outs []outbox.Outcome,
 }
 
 func (b *batch) write(w http.ResponseWriter) {
-	var out bytes.Buffer
-	enc := json.NewEncoder(&out)
+	out := make([]byte, 0, 160*len(b.lines))
 	for i := range b.lines {
-		_ = enc.Encode(&b.lines[i]) // numbers and strings into memory: cannot fail
+		out = append(b.lines[i].append(out), '\n')
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	_, _ = w.Write(out.Bytes()) // a client that is gone is no error of ours
+	_, _ = w.Write(out) // a client that is gone is no error of ours
+}
+
+func (l *line) append(b []byte) []byte {
+	if l.Problem == nil && l.plain() {
+		b = strconv.AppendInt(append(b, `{"line":`...), int64(l.Line), 10)
+		b = strconv.AppendInt(append(b, `,"status":`...), int64(l.Status), 10)
+		return append(l.appendMembers(append(b, ',')), '}')
+	}
+	text, _ := json.Marshal(l) // numbers and strings: cannot fail
+	return append(b, text...)
 }

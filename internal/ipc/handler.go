@@ -119,20 +119,11 @@ func (s *Server) waitPublished(ctx context.Context, e outbox.Entry, wait time.Du
 }
 
 func writeReceipt(w http.ResponseWriter, status int, rc receipt) {
-	if rc.Topic != nil || rc.Reason != "" {
+	if !rc.plain() {
 		writeJSON(w, status, rc)
 		return
 	}
-	b := make([]byte, 0, 128) // by hand: this is the hot path
-	b = append(b, `{"event_id":"`...)
-	b = append(b, rc.EventID.String()...)
-	b = append(b, `","seq":`...)
-	b = strconv.AppendInt(b, rc.Seq, 10)
-	b = append(b, `,"state":"`...)
-	b = append(b, rc.State...)
-	b = append(b, `","duplicate":`...)
-	b = strconv.AppendBool(b, rc.Duplicate)
-	b = append(b, "}\n"...)
+	b := append(rc.appendMembers(append(make([]byte, 0, 128), '{')), "}\n"...)
 	w.Header()["Content-Type"] = jsonType
 	w.WriteHeader(status)
 	_, _ = w.Write(b) // a client that is gone is no error of ours
