@@ -297,6 +297,22 @@ func (o *Outbox) newMerge() *merge {
 	return m
 }
 
+// stillRecent encodes entries for one statement that inserts them all: 16 bytes of
+// the ID, 20 of the seq in decimal. Those that were purged, pruned or retried since
+// are left out.
+func (o *Outbox) stillRecent(entries []indexEntry) []byte {
+	blob := make([]byte, 0, 36*len(entries))
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, e := range entries {
+		if o.recent[e.event].seq == e.seq {
+			blob = append(blob, e.id[:]...)
+			blob = fmt.Appendf(blob, "%020d", e.seq)
+		}
+	}
+	return blob
+}
+
 // mergeSlice merges the next n entries. The last slice moves indexed_seq: until
 // then a crash leaves entries in the indexes that memory has too, which is the
 // same answer twice.
@@ -306,12 +322,9 @@ func (tx *transaction) mergeSlice(m *merge, n int) error {
 		insert  *sql.Stmt
 	}{{&m.events, tx.o.stmts.indexEvent}, {&m.correlations, tx.o.stmts.indexCorrelation}} {
 		slice := (*part.entries)[:min(n, len(*part.entries))]
-		for _, e := range slice {
-			if tx.o.recentSeq(e.event).Int64 != e.seq {
-				continue // purged, pruned or retried since
-			}
-			if _, err := part.insert.Exec(e.id[:], e.seq); err != nil {
-				return fmt.Errorf("merge an ID into its index: %w", err)
+		if blob := tx.o.stillRecent(slice); len(blob) > 0 {
+			if _, err := part.insert.Exec(blob, len(blob)); err != nil {
+				return fmt.Errorf("merge IDs into their index: %w", err)
 			}
 		}
 		*part.entries = (*part.entries)[len(slice):]

@@ -75,6 +75,10 @@ func readState(ctx context.Context, conn *sql.Conn) (state, error) {
 	return s, nil
 }
 
+// indexEntries are those of Outbox.stillRecent's blob, in its order.
+const indexEntries = ` WITH RECURSIVE entries (start) AS (VALUES (1) UNION ALL SELECT start + 36 FROM entries WHERE start + 36 < ?2)
+	SELECT substr(?1, start, 16), CAST(substr(?1, start + 16, 20) AS INTEGER) FROM entries`
+
 // statements are the writer's, prepared once.
 type statements struct {
 	insert, held, update         *sql.Stmt
@@ -93,8 +97,8 @@ func (s *statements) prepare(ctx context.Context, conn *sql.Conn) error {
 		{&s.seqsOf, `WITH RECURSIVE ids (start) AS (VALUES (1) UNION ALL SELECT start + 16 FROM ids WHERE start + 16 < ?2)
 			SELECT event_id, seq FROM ids CROSS JOIN event_ids ON event_id = substr(?1, start, 16)`},
 		{&s.held, entryColumns + `, r.digest FROM results r LEFT JOIN parked p ON p.seq = r.seq WHERE r.seq = ?`},
-		{&s.indexEvent, `INSERT OR REPLACE INTO event_ids (event_id, seq) VALUES (?,?)`},
-		{&s.indexCorrelation, `INSERT OR IGNORE INTO correlation_ids (correlation_id, seq) VALUES (?,?)`},
+		{&s.indexEvent, `INSERT OR REPLACE INTO event_ids (event_id, seq)` + indexEntries},
+		{&s.indexCorrelation, `INSERT OR IGNORE INTO correlation_ids (correlation_id, seq)` + indexEntries},
 		{&s.update, `UPDATE state SET outbox_id=?, clean=?, delivery=?, last_seq=?, indexed_seq=?, published_seq=?, slim_seq=?, pruned_seq=?, pending_rows=?, pending_bytes=?,
 			parked_rows=?, parked_bytes=?, parkings=?, held_rows=?, held_bytes=?, watermark_topic=?, watermark_partition=?, watermark_offset=?`},
 	} {
