@@ -81,7 +81,7 @@ func (rc *receipt) plain() bool { return rc.Topic == nil && rc.Reason == "" }
 // path, and encoding/json takes several times as long.
 func (rc *receipt) appendMembers(b []byte) []byte {
 	b = append(b, `"event_id":"`...)
-	b = append(b, rc.EventID.String()...)
+	b = result.AppendUUID(b, rc.EventID)
 	b = append(b, `","seq":`...)
 	b = strconv.AppendInt(b, rc.Seq, 10)
 	b = append(b, `,"state":"`...)

@@ -109,6 +109,7 @@ type Publisher struct {
 	missed  bool // by Run alone: it was told that our watermarks are gone
 	bounds  bounds
 	acked   map[int64]outbox.Placement // by Run alone: what Kafka has beyond the proven number (at-least-once)
+	ahead   *readAhead                 // by Run alone: nil but within a backlog
 
 	mu     sync.Mutex
 	status Status
@@ -254,6 +255,7 @@ func (p *Publisher) session(soft, hard context.Context) error {
 // now and then. Where a refusal has left a gap in what Kafka has, it is closed
 // first (at-least-once): what lies beyond is known to this process alone.
 func (p *Publisher) publishAll(soft context.Context, l *link) error {
+	defer p.endReadAhead()
 	look := time.NewTicker(p.opts.TopicInterval)
 	defer look.Stop()
 	for soft.Err() == nil || len(p.acked) > 0 {
@@ -290,9 +292,12 @@ func (p *Publisher) lookAgain(ctx context.Context, l *link) error {
 // publishOnce publishes the oldest pending results, as many as the bounds allow,
 // and reports whether there may be more.
 func (p *Publisher) publishOnce(soft context.Context, l *link) (more bool, err error) {
-	rows, err := p.source.Next(context.Background(), p.source.Proven(), p.bounds.rows, p.bounds.bytes)
+	rows, err := p.next()
 	if err != nil {
 		return false, err
+	}
+	if len(rows) == p.bounds.rows || bytesOf(rows) > p.bounds.bytes/2 {
+		p.readAhead(rows[len(rows)-1].Seq)
 	}
 	for rest := rows; len(rest) > 0; {
 		n := len(rest)
@@ -305,6 +310,45 @@ func (p *Publisher) publishOnce(soft context.Context, l *link) (more bool, err e
 		rest = rest[n:]
 	}
 	return len(rows) > 0, nil
+}
+
+// readAhead is a reading of the results that come after those on their way: within
+// a backlog, the disk and Kafka work at the same time. It is used where these are
+// published in the end, and forgotten otherwise.
+type readAhead struct {
+	after int64
+	rows  []outbox.Row
+	err   error
+	done  chan struct{}
+}
+
+func (p *Publisher) readAhead(after int64) {
+	a := &readAhead{after: after, done: make(chan struct{})}
+	p.ahead = a
+	maxRows, maxBytes := p.bounds.rows, p.bounds.bytes
+	go func() {
+		defer close(a.done)
+		a.rows, a.err = p.source.Next(context.Background(), after, maxRows, maxBytes)
+	}()
+}
+
+// next returns the oldest pending results, as many as the bounds allow.
+func (p *Publisher) next() ([]outbox.Row, error) {
+	after := p.source.Proven()
+	if a := p.endReadAhead(); a != nil && a.after == after && a.err == nil && len(a.rows) > 0 {
+		return a.rows, nil
+	}
+	return p.source.Next(context.Background(), after, p.bounds.rows, p.bounds.bytes)
+}
+
+// endReadAhead waits for it, and returns what became of it; nil if there was none.
+func (p *Publisher) endReadAhead() *readAhead {
+	a := p.ahead
+	if a != nil {
+		<-a.done
+	}
+	p.ahead = nil
+	return a
 }
 
 // publishRows publishes rows together, and reports whether what comes after them may

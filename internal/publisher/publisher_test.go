@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -234,6 +235,66 @@ func TestProduceErrorsAreTriedAgain(t *testing.T) {
 			}
 			if st, err := b.outbox.Stats(t.Context()); err != nil || st.ParkedRows != 0 {
 				t.Errorf("parked %d, %v", st.ParkedRows, err)
+			}
+		})
+	}
+}
+
+// watched counts the readings of what lies behind the results on their way.
+type watched struct {
+	Source
+	ahead atomic.Int32
+}
+
+func (w *watched) Next(ctx context.Context, after int64, maxRows int, maxBytes int64) ([]outbox.Row, error) {
+	if after > w.Proven() {
+		w.ahead.Add(1)
+	}
+	return w.Source.Next(ctx, after, maxRows, maxBytes)
+}
+
+// TestABacklogIsReadAhead: what was read ahead of a publication that fails is
+// forgotten, and everything goes out once, in order.
+func TestABacklogIsReadAhead(t *testing.T) {
+	for _, delivery := range []Delivery{ExactlyOnce, AtLeastOnce} {
+		t.Run(string(delivery), func(t *testing.T) {
+			b := newBench(t, delivery)
+			w := &watched{Source: b.outbox}
+			b.opts.Source, b.opts.MaxRows = w, 8
+			key := uuid.New()
+			keys := 0
+			ids := b.addWithKeys(300, func() uuid.UUID { // one in three of one key
+				if keys++; keys%3 == 0 {
+					return key
+				}
+				return uuid.New()
+			})
+			var produced atomic.Int32
+			b.fake.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+				b.fake.KeepControl()
+				if produced.Add(1)%7 != 0 {
+					return nil, nil, false
+				}
+				return testkit.ProduceError(req.(*kmsg.ProduceRequest), kerr.TopicAuthorizationFailed.Code), nil, true
+			})
+			b.run()
+			b.awaitPublished(ids)
+			b.eachOnce(ids)
+			var order []string
+			for _, r := range testkit.Consume(t, b.fake.Addr(), "results") {
+				if string(r.Key) == key.String() {
+					order = append(order, testkit.Header(r, "ce_id"))
+				}
+			}
+			var want []string
+			for i := 2; i < len(ids); i += 3 {
+				want = append(want, ids[i].String())
+			}
+			if !slices.Equal(order, want) {
+				t.Errorf("of one key, %d are in Kafka, %d were taken; or they are in another order", len(order), len(want))
+			}
+			if w.ahead.Load() == 0 || produced.Load() < 14 {
+				t.Errorf("read ahead %d times; %d requests to produce", w.ahead.Load(), produced.Load())
 			}
 		})
 	}

@@ -25,34 +25,52 @@ func recordOf(topic, source string, row *outbox.Row, now time.Time) *kgo.Record 
 	if ahead := row.AcceptedAt.Sub(now); ahead > 0 && ahead < maxClockStep {
 		now = row.AcceptedAt // the clock was set back
 	}
-	headers := make([]kgo.RecordHeader, 0, 11)
-	add := func(key, value string) {
-		headers = append(headers, kgo.RecordHeader{Key: key, Value: []byte(value)})
+	// One piece of memory for all texts of a record: they live and die together.
+	buf := r.AppendJSON(make([]byte, 0, len(r.Payload)+2*recordTexts+len(source)))
+	value, start := buf[:len(buf):len(buf)], len(buf)
+	take := func() []byte {
+		text := buf[start:len(buf):len(buf)]
+		start = len(buf)
+		return text
 	}
-	correlation := r.CorrelationID.String()
-	add("ce_specversion", "1.0")
-	add("ce_id", r.EventID.String())
-	add("ce_type", result.EventType)
-	add("ce_source", source)
-	add("ce_time", r.Timestamp.Format(time.RFC3339Nano))
-	add("ce_correlationid", correlation)
-	add("ce_workflowid", r.WorkflowID)
-	add("ce_workflowrunid", r.WorkflowRunID)
-	add("content-type", "application/json")
+	text := func(s string) []byte {
+		buf = append(buf, s...)
+		return take()
+	}
+	id := func(id uuid.UUID) []byte {
+		buf = result.AppendUUID(buf, id)
+		return take()
+	}
+	correlation := id(r.CorrelationID)
+	headers := append(make([]kgo.RecordHeader, 0, 12), // one more for a trace's
+		kgo.RecordHeader{Key: "ce_specversion", Value: text("1.0")},
+		kgo.RecordHeader{Key: "ce_id", Value: id(r.EventID)},
+		kgo.RecordHeader{Key: "ce_type", Value: text(result.EventType)},
+		kgo.RecordHeader{Key: "ce_source", Value: text(source)},
+		kgo.RecordHeader{Key: "ce_time", Value: text(r.Timestamp.Format(time.RFC3339Nano))},
+		kgo.RecordHeader{Key: "ce_correlationid", Value: correlation},
+		kgo.RecordHeader{Key: "ce_workflowid", Value: text(r.WorkflowID)},
+		kgo.RecordHeader{Key: "ce_workflowrunid", Value: text(r.WorkflowRunID)},
+		kgo.RecordHeader{Key: "content-type", Value: text("application/json")},
+	)
 	if r.TraceParent != "" {
-		add("traceparent", r.TraceParent)
+		headers = append(headers, kgo.RecordHeader{Key: "traceparent", Value: text(r.TraceParent)})
 	}
 	if r.TraceState != "" {
-		add("tracestate", r.TraceState)
+		headers = append(headers, kgo.RecordHeader{Key: "tracestate", Value: text(r.TraceState)})
 	}
 	return &kgo.Record{
 		Topic:     topic,
-		Key:       []byte(correlation),
-		Value:     r.AppendJSON(make([]byte, 0, len(r.Payload)+512)),
+		Key:       correlation,
+		Value:     value,
 		Headers:   headers,
 		Timestamp: now.Add(time.Millisecond - time.Nanosecond).Truncate(time.Millisecond),
 	}
 }
+
+// recordTexts is what the fields of a record beside the payload nearly always fit
+// into, once as JSON and once as headers.
+const recordTexts = 384
 
 // watermarkValue is the value of a watermark record; its key is the outbox ID.
 type watermarkValue struct {
