@@ -39,6 +39,7 @@ type place struct {
 	b                         *testing.B
 	dir, socket, data, broker string
 	topic, delivery           string
+	args                      []string // further ones
 	process                   *testkit.Process
 }
 
@@ -67,9 +68,15 @@ func shortDir(b *testing.B) string {
 // start starts the sidecar and waits until it accepts results.
 func (p *place) start() {
 	p.b.Helper()
-	p.process = testkit.StartSidecar(p.b, testkit.Build(p.b), "run", "--socket", p.socket, "--data-dir", p.data,
-		"--brokers", p.broker, "--topic", p.topic, "--delivery", p.delivery, "--linger", "0s")
+	p.execute()
 	p.process.WaitReady(p.b, p.socket)
+}
+
+// execute starts the sidecar and does not wait.
+func (p *place) execute() {
+	p.b.Helper()
+	p.process = testkit.StartSidecar(p.b, testkit.Build(p.b), append([]string{"run", "--socket", p.socket, "--data-dir", p.data,
+		"--brokers", p.broker, "--topic", p.topic, "--delivery", p.delivery, "--linger", "0s"}, p.args...)...)
 }
 
 // startPublishing starts the sidecar and waits until it publishes.
@@ -82,6 +89,7 @@ func (p *place) startPublishing() {
 type status struct {
 	Outbox struct {
 		Pending      int64 `json:"pending"`
+		Held         int64 `json:"held"`
 		PublishedSeq int64 `json:"published_seq"`
 	} `json:"outbox"`
 	Publisher struct {

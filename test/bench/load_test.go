@@ -191,27 +191,35 @@ func load(b *testing.B, conns int, d time.Duration, send func(context.Context) (
 	return m
 }
 
+// sendAll sends one request after the other until ctx ends and returns how long each took.
 func sendAll(ctx context.Context, address string, want int, req *request) ([]time.Duration, error) {
+	latencies := make([]time.Duration, 0, 1<<12)
+	err := sendEach(ctx, address, want, req, func(start, end time.Time) { latencies = append(latencies, end.Sub(start)) })
+	return latencies, err
+}
+
+// sendEach sends one request after the other until ctx ends and tells when each
+// was sent and answered.
+func sendEach(ctx context.Context, address string, want int, req *request, answered func(start, end time.Time)) error {
 	c, err := dial(address)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer c.conn.Close()
-	latencies := make([]time.Duration, 0, 1<<12)
 	for ctx.Err() == nil {
 		req.renew()
 		start := time.Now()
 		status, err := c.post(req.bytes)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if status != want {
 			rest, _ := io.ReadAll(io.LimitReader(c.r, int64(c.r.Buffered())))
-			return nil, fmt.Errorf("answered %d, not %d: %s", status, want, rest)
+			return fmt.Errorf("answered %d, not %d: %s", status, want, rest)
 		}
-		latencies = append(latencies, time.Since(start))
+		answered(start, time.Now())
 	}
-	return latencies, nil
+	return nil
 }
 
 // report reports requests (each of rows results) per second, p50 and p99.

@@ -21,8 +21,8 @@ import (
 )
 
 var (
-	rounds      = flag.Int("rounds", 1, "how often BenchmarkPeers measures each system under each load")
-	samplesFile = flag.String("samples", "", "where BenchmarkPeers writes its samples (JSON)")
+	rounds      = flag.Int("rounds", 1, "how often BenchmarkPeers and BenchmarkGrowth measure each thing")
+	samplesFile = flag.String("samples", "", "where BenchmarkPeers or BenchmarkGrowth writes its samples (JSON)")
 )
 
 // sample is what one run of one system showed. What a system does not have is 0:
@@ -147,10 +147,16 @@ func (k *book) add(b *testing.B, round, conns int, c contender) {
 
 func (k *book) write(b *testing.B) {
 	b.Helper()
+	writeSamples(b, k)
+}
+
+// writeSamples writes what a run showed to -samples.
+func writeSamples(b *testing.B, run any) {
+	b.Helper()
 	if *samplesFile == "" {
 		return
 	}
-	text, err := json.MarshalIndent(k, "", " ")
+	text, err := json.MarshalIndent(run, "", " ")
 	if err == nil {
 		err = os.WriteFile(*samplesFile, append(text, '\n'), 0o644)
 	}
