@@ -146,8 +146,8 @@ EXAMPLES ?= 20000
 PROPERTY = SIDECAR_BIN="$(CURDIR)/$(BIN)" $(VENV)/bin/python -m pytest -q -p no:cacheprovider
 
 .PHONY: bench
-bench: need-test kafka bench-peers ## The figures: the sidecar beside its peers, and three runs of its own; needs a quiet machine (over an hour)
-	go test -tags kafka -run '^$$' -bench . -skip '^BenchmarkPeers$$' -benchtime 1x -count 3 -timeout 60m ./test/bench -for 4s -backlog-csv $(CURDIR)/docs/performance/backlog.csv
+bench: need-test kafka bench-peers bench-growth bench-allocs ## The figures: the sidecar beside its peers, and three runs of its own; needs a quiet machine (over an hour)
+	go test -tags kafka -run '^$$' -bench . -skip '^Benchmark(Peers|Growth)$$' -benchtime 1x -count 3 -timeout 60m ./test/bench -for 4s -backlog-csv $(CURDIR)/docs/performance/backlog.csv
 	go test -run '^$$' -bench . ./internal/...
 	@$(MAKE) --no-print-directory plots
 
@@ -156,6 +156,27 @@ bench-peers: ROUNDS = 5
 bench-peers: need-go need-python need-peers kafka .cache/bench/bento .cache/venv-bench/stamp ## The sidecar beside Bento, aiokafka, rsyslog and what bounds it (ROUNDS=5, FOR=5s a run: 45 minutes)
 	go test -tags kafka -run '^$$' -bench '^BenchmarkPeers$$' -benchtime 1x -timeout 3h ./test/bench -rounds $(ROUNDS) -for $(FOR) -samples $(CURDIR)/docs/performance/peers.json
 	@$(MAKE) --no-print-directory plots
+.PHONY: bench-growth
+bench-growth: ROUNDS = 5
+bench-growth: need-go need-test kafka ## The sidecar with 1000 to LARGEST=10000000 results in its outbox (ROUNDS=5, FOR=5s a run; GROWTH_TIME, GROWTH_DISK)
+	go test -tags kafka -run '^$$' -bench '^BenchmarkGrowth$$' -benchtime 1x -timeout 3h ./test/bench -rounds $(ROUNDS) -for $(FOR) -largest $(LARGEST) -samples $(CURDIR)/docs/performance/growth.json
+	@$(MAKE) --no-print-directory plots
+LARGEST ?= 10000000
+
+# What a request allocates, one file for each state of the code. The number of results is
+# fixed: what an outbox allocates for one depends on how many it has.
+ALLOCATIONS := docs/performance/allocations
+BENCHSTAT := go run golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
+.PHONY: bench-allocs
+bench-allocs: need-go ## What a request allocates, beside the newest state kept; KEEP=NAME keeps this one as the next (two minutes)
+	@mkdir -p .cache/bench
+	(echo "# $$(git describe --always --dirty --abbrev=10)"; go test -run '^$$' -bench '^BenchmarkRequest$$' -benchtime 20000x -count 10 ./internal/ipc) | tee .cache/bench/now.txt
+	@$(BENCHSTAT) $$(ls $(ALLOCATIONS)/*.txt | tail -n 1) .cache/bench/now.txt
+ifdef KEEP
+	@cp .cache/bench/now.txt $(ALLOCATIONS)/$$(printf '%02d' $$(($$(ls $(ALLOCATIONS)/*.txt | wc -l) + 1)))-$(KEEP).txt
+	@$(MAKE) --no-print-directory plots
+endif
+
 FOR ?= 5s
 .cache/bench/bento: test/bench/peers/bento/main.go test/bench/peers/bento/go.mod | need-go
 	cd $(<D) && go build -trimpath -o $(CURDIR)/$@ .
@@ -184,10 +205,12 @@ soak: need-test kafka ## An hour at 500 results/s with retention on: nothing gro
 SOAK ?= 1h
 
 .PHONY: plots
-plots: .cache/venv-plot/stamp ## Draw the pictures and write the tables in docs/ from what was sampled
+plots: need-go .cache/venv-plot/stamp ## Draw the pictures and write the tables in docs/ from what was sampled
 	@.cache/venv-plot/bin/python test/plot/soak.py docs/reliability/soak.csv docs/reliability/soak.svg
 	@.cache/venv-plot/bin/python test/plot/peers.py docs/performance/peers.json docs/PERFORMANCE.md docs/performance/peers.svg
 	@.cache/venv-plot/bin/python test/plot/backlog.py docs/performance/backlog.csv docs/performance/backlog.svg
+	@.cache/venv-plot/bin/python test/plot/growth.py docs/performance/growth.json docs/PERFORMANCE.md
+	@$(BENCHSTAT) -filter '.unit:(B/op OR allocs/op)' $$(cd $(ALLOCATIONS) && for file in *.txt; do echo "$${file%.txt}=$(ALLOCATIONS)/$$file"; done) | .cache/venv-plot/bin/python test/plot/allocations.py docs/PERFORMANCE.md
 .cache/venv-plot/stamp: test/plot/requirements.txt | need-python
 	$(PYTHON) -m venv .cache/venv-plot
 	.cache/venv-plot/bin/python -m pip install --quiet --disable-pip-version-check -r test/plot/requirements.txt

@@ -120,18 +120,30 @@ def together(a: dict[int, float], *others: dict[int, float]) -> list[tuple[float
     return [(value, *(o[n] for o in others)) for n, value in a.items() if all(n in o for o in others)]
 
 
-def aims(book: Book) -> str:
-    rate, end, p50, p99, cpu = (field for _, field in COLUMNS[:5])
-    rounds = book.by_round
-    commit = rounds("SQLite, 1 row, paused", 0, p50)
-    rows: list[list[str]] = []
+class Aims:
+    """What was wanted, what was measured, and whether that is enough."""
 
-    def row(aim: str, what: str, values: list[float], sign: str, bound: float, unit: str = "") -> None:
+    def __init__(self) -> None:
+        self.rows: list[list[str]] = []
+
+    def row(self, aim: str, what: str, values: list[float], sign: str, bound: float, unit: str = "") -> None:
+        """Judges the median of values; without any there is nothing to say."""
         if not values:
             return
         median = statistics.median(values)
         met = median >= bound if sign == "≥" else median <= bound
-        rows.append([aim, what, f"{sign} {bound:g}{unit}", spread(values) + unit, "met" if met else "**missed**"])
+        self.rows.append([aim, what, f"{sign} {bound:g}{unit}", spread(values) + unit, "met" if met else "**missed**"])
+
+    def table(self) -> str:
+        return table(["aim", "what", "wanted", "measured", ""], self.rows)
+
+
+def aims(book: Book) -> str:
+    rate, end, p50, p99, cpu = (field for _, field in COLUMNS[:5])
+    rounds = book.by_round
+    commit = rounds("SQLite, 1 row, paused", 0, p50)
+    found = Aims()
+    row = found.row
 
     for peer, bound in [("Bento, batched", 1.5), ("aiokafka", 1.5), ("Bento, documented", 15), ("empty handler", 0.4)]:
         row("1", f"answers/s ÷ {peer}, 64 connections", book.ratios(peer, 64, rate), "≥", bound)
@@ -182,7 +194,22 @@ def aims(book: Book) -> str:
         pairs = together(rounds(f"sidecar, backlog, {mode}", 0, end), rounds(alone, 0, rate))
         row("3", f"backlog of 200 000, {mode} ÷ {alone}", [a / b for a, b in pairs], "≥", 0.5)
     row("5", "CPU per result ÷ Bento, batched, 64", book.ratios("Bento, batched", 64, cpu), "≤", 0.5)
-    return table(["aim", "what", "wanted", "measured", ""], rows)
+    return found.table()
+
+
+def write_parts(document: str, parts: dict[str, str]) -> None:
+    """Writes each part between its two marks in a document."""
+    with open(document) as file:
+        text = file.read()
+    for name, part in parts.items():
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+            lambda m, part=part: f"{m[1]}{part}\n{m[2]}",
+            text,
+            flags=re.DOTALL,
+        )
+    with open(document, "w") as file:
+        file.write(text)
 
 
 def draw(book: Book, target: str) -> None:
@@ -234,17 +261,7 @@ def main(source: str, document: str, picture: str) -> None:
         f"{run['date']}, {run['cpus']} CPUs, Linux {run['kernel']}, {max(s['round'] for s in run['samples'])} rounds of "
         f"{run['seconds_per_run']:g} s per run; load average of the machine before a run {spread(loads)}."
     )
-    with open(document) as file:
-        text = file.read()
-    for name, part in parts.items():
-        text = re.sub(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
-            lambda m, part=part: f"{m[1]}{part}\n{m[2]}",
-            text,
-            flags=re.DOTALL,
-        )
-    with open(document, "w") as file:
-        file.write(text)
+    write_parts(document, parts)
     draw(book, picture)
 
 
