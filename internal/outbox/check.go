@@ -99,8 +99,8 @@ func (o *Outbox) checkCounters(ctx context.Context) ([]string, error) {
 		UNION ALL SELECT 'pending bytes', pending_bytes, (SELECT coalesce(sum(size), 0) FROM r WHERE seq > published_seq AND seq <= last_seq AND NOT is_parked) FROM state
 		UNION ALL SELECT 'event IDs that the index lacks', 0, (SELECT count(*) FROM results, state WHERE results.seq <= indexed_seq AND NOT EXISTS (SELECT 1 FROM event_ids i WHERE i.event_id = results.event_id AND i.seq = results.seq))
 		UNION ALL SELECT 'correlation IDs that the index lacks', 0, (SELECT count(*) FROM results, state WHERE results.seq <= indexed_seq AND NOT EXISTS (SELECT 1 FROM correlation_ids i WHERE i.correlation_id = results.correlation_id AND i.seq = results.seq))
-		UNION ALL SELECT 'event IDs in the index without a row', 0, (SELECT count(*) FROM event_ids WHERE seq NOT IN (SELECT seq FROM results))
-		UNION ALL SELECT 'correlation IDs in the index without a row', 0, (SELECT count(*) FROM correlation_ids WHERE seq NOT IN (SELECT seq FROM results))`)
+		UNION ALL SELECT 'event IDs in the index without a row', 0, (SELECT count(*) FROM event_ids, state WHERE seq > pruned_seq AND seq NOT IN (SELECT seq FROM results))
+		UNION ALL SELECT 'correlation IDs in the index without a row', 0, (SELECT count(*) FROM correlation_ids, state WHERE seq > pruned_seq AND seq NOT IN (SELECT seq FROM results))`)
 	if err != nil {
 		return nil, o.judge(fmt.Errorf("count rows: %w", err))
 	}

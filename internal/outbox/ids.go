@@ -203,13 +203,13 @@ func (tx *transaction) forgetRow(id uuid.UUID, seq int64) {
 	tx.forgotten[id] = seq
 }
 
-// unindex takes rows out of the indexes, whether or not they are in them.
-func (tx *transaction) unindex(from, to int64, where string) error {
+// unindex takes a row out of the indexes, whether or not it is in them.
+func (tx *transaction) unindex(seq int64) error {
 	tx.lookedUp = false // what it had found may be gone
-	rows := ` FROM results WHERE seq BETWEEN ? AND ?` + where
+	const row = ` FROM results WHERE seq = ?`
 	return errors.Join(
-		tx.exec(`DELETE FROM event_ids WHERE event_id IN (SELECT event_id`+rows+`)`, from, to),
-		tx.exec(`DELETE FROM correlation_ids WHERE (correlation_id, seq) IN (SELECT correlation_id, seq`+rows+`)`, from, to))
+		tx.exec(`DELETE FROM event_ids WHERE event_id IN (SELECT event_id`+row+`)`, seq),
+		tx.exec(`DELETE FROM correlation_ids WHERE (correlation_id, seq) IN (SELECT correlation_id, seq`+row+`)`, seq))
 }
 
 // lookUp reads the row of an event ID by a query that names results r. Where the

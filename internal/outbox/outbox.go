@@ -135,6 +135,7 @@ type Outbox struct {
 	pending       chan struct{} // one slot: the publisher has work
 	checkpointDue chan struct{} // one slot
 	dirtyBytes    atomic.Int64
+	swept         atomic.Int64 // the indexes have no entries of pruned rows up to it
 	committing    atomic.Int64 // since when, in Unix nanoseconds; 0: no commit is under way
 	walNearlyDone atomic.Bool  // a checkpoint has left little: the writer ends it
 	walTooLong    atomic.Bool

@@ -158,7 +158,7 @@ func (o *Outbox) Retry(ctx context.Context, id uuid.UUID) (Entry, error) {
 		tx.moved = map[uuid.UUID]recentRow{id: {seq: s.lastSeq, correlation: e.CorrelationID}}
 		return errors.Join(
 			tx.exec(`DELETE FROM parked WHERE seq = ?`, e.Seq),
-			tx.unindex(e.Seq, e.Seq, ``),
+			tx.unindex(e.Seq),
 			tx.exec(`UPDATE results SET seq = ? WHERE seq = ?`, s.lastSeq, e.Seq))
 	})
 	if err != nil {
@@ -181,7 +181,7 @@ func (o *Outbox) Purge(ctx context.Context, id uuid.UUID) error {
 		tx.forgetRow(id, e.Seq)
 		return errors.Join(
 			tx.exec(`DELETE FROM parked WHERE seq = ?`, e.Seq),
-			tx.unindex(e.Seq, e.Seq, ``),
+			tx.unindex(e.Seq),
 			tx.exec(`DELETE FROM results WHERE seq = ?`, e.Seq))
 	})
 }

@@ -5,14 +5,23 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
+	"strings"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 const (
 	retentionInterval       = time.Second
-	sliceRows         int64 = 512 // rows that one retention step touches: it stalls the intake no longer
-	slicePages              = 256 // pages that one vacuum step gives back
+	sliceRows         int64 = 512 // rows that one retention step touches at most, or pages that it gives back
+	leastSlice        int64 = 64
 	keepFreePages           = 1024
+
+	// sliceTime is how long one retention step may hold back the intake, its commit
+	// included. How many rows that is depends on the disk.
+	sliceTime   = 8 * time.Millisecond
+	pauseOfStep = 3 // how many times as long as a step the pause after it is
 )
 
 // runRetention drops what is past its window and gives freed pages back to the
@@ -39,47 +48,87 @@ func (o *Outbox) retain(ctx context.Context) error {
 	if o.opts.KeepAll {
 		return nil
 	}
-	for _, step := range []func(*transaction) (more bool, err error){
-		(*transaction).slimExpired, (*transaction).pruneExpired, (*transaction).clearForRoom,
+	for _, step := range []func(tx *transaction, n int64) (more bool, err error){
+		(*transaction).pruneExpired, (*transaction).slimExpired, (*transaction).clearForRoom, // what is to go whole need not be slimmed
 	} {
+		p := pace{o: o, n: sliceRows}
 		for more := true; more; {
-			err := o.do(ctx, func(tx *transaction) (err error) {
-				tx.rearranges = false // it takes published rows alone
-				more, err = step(tx)
-				return err
-			})
+			err := p.do(ctx, func(tx *transaction, n int64) (err error) { more, err = step(tx, n); return err })
 			if err != nil {
 				return err
 			}
 		}
 	}
+	if err := o.sweep(ctx); err != nil {
+		return err
+	}
 	return o.vacuum(ctx)
 }
 
+// pace takes retention's steps: as large as sliceTime allows, and, while results come
+// in, with a pause after each that leaves the intake most of the time.
+type pace struct {
+	o       *Outbox
+	n       int64 // what the next step may touch
+	lastSeq int64 // of the outbox, after the last step
+}
+
+func (p *pace) do(ctx context.Context, step func(tx *transaction, n int64) error) error {
+	var began time.Time
+	err := p.o.do(ctx, func(tx *transaction) error {
+		began = time.Now()
+		tx.rearranges = false // retention takes published rows, and pages
+		return step(tx, p.n)
+	})
+	if err != nil {
+		return err
+	}
+	took := time.Since(began)
+	switch {
+	case took > sliceTime:
+		p.n = max(p.n/2, leastSlice)
+	case took < sliceTime/2:
+		p.n = min(2*p.n, sliceRows)
+	}
+	p.o.mu.Lock()
+	idle := p.o.state.lastSeq == p.lastSeq
+	p.lastSeq = p.o.state.lastSeq
+	p.o.mu.Unlock()
+	if idle {
+		return nil
+	}
+	select {
+	case <-time.After(pauseOfStep * took):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // slimExpired drops payloads whose history window is over.
-func (tx *transaction) slimExpired() (more bool, err error) {
+func (tx *transaction) slimExpired(n int64) (more bool, err error) {
 	through, err := tx.publishedBefore(tx.now.Add(-tx.o.opts.History))
 	if err != nil {
 		return false, err
 	}
-	return tx.slim(through, sliceRows)
+	return tx.slim(through, n)
 }
 
 // pruneExpired drops rows whose deduplication window is over, and the oldest
 // published ones beyond the cap.
-func (tx *transaction) pruneExpired() (more bool, err error) {
+func (tx *transaction) pruneExpired(n int64) (more bool, err error) {
 	through, err := tx.publishedBefore(tx.now.Add(-tx.o.opts.DedupWindow))
 	if err != nil {
 		return false, err
 	}
-	if more, err = tx.prune(through, sliceRows); more || err != nil {
+	if more, err = tx.prune(through, n); more || err != nil {
 		return more, err
 	}
 	excess := tx.beyondCap()
 	if excess <= 0 {
 		return false, nil
 	}
-	if more, err = tx.prune(tx.state.publishedSeq, min(excess, sliceRows)); err != nil {
+	if more, err = tx.prune(tx.state.publishedSeq, min(excess, n)); err != nil {
 		return false, err
 	}
 	return more && tx.beyondCap() > 0, nil
@@ -119,7 +168,8 @@ func (tx *transaction) slim(through, n int64) (more bool, err error) {
 	return to < through, tx.exec(`UPDATE results SET size = size - (`+payload+`), result = NULL, error = NULL`+where, from, to)
 }
 
-// prune drops the next n rows up to through.
+// prune drops the next n rows up to through. What the indexes of IDs have of them is
+// stale from then on, and means nothing: see sweep.
 func (tx *transaction) prune(through, n int64) (more bool, err error) {
 	s := &tx.state
 	from, to, err := tx.slice(s.prunedSeq, through, n)
@@ -135,10 +185,66 @@ func (tx *transaction) prune(through, n int64) (more bool, err error) {
 	if err := tx.forget(from, to); err != nil {
 		return false, err
 	}
+	tx.lookedUp = false // what it had found may be gone
 	return to < through, errors.Join(
-		tx.unindex(from+1, to, ` AND seq NOT IN (SELECT seq FROM parked)`),
 		tx.exec(`DELETE FROM results`+where, from, to),
 		tx.exec(`DELETE FROM publications WHERE through <= ?`, to))
+}
+
+const (
+	staleRows  = 4096 // pruned rows in the indexes that start a sweep, and
+	staleShare = 4    // no less than this part of all rows
+	sweepSlice = 4    // entries that a sweep looks at, per row that other steps may touch
+)
+
+// sweep takes the entries of pruned rows out of the indexes of IDs, once there are
+// many. Rows are pruned in the order of their seq, and their IDs are random: to take
+// out each with its row would write a page per row and index. In the order of the
+// indexes a page is written once for all its stale entries. How far the last sweep
+// of another process came is not known: a start may sweep once more.
+func (o *Outbox) sweep(ctx context.Context) error {
+	o.mu.Lock()
+	pruned, held := o.state.prunedSeq, o.state.heldRows
+	o.mu.Unlock()
+	if pruned-o.swept.Load() < max(staleRows, held/staleShare) {
+		return nil
+	}
+	for _, table := range []string{"event_ids", "correlation_ids"} {
+		p := pace{o: o, n: sliceRows}
+		var after, last indexEntry
+		for more := true; more; after = last {
+			err := p.do(ctx, func(tx *transaction, n int64) (err error) {
+				last, more, err = tx.sweepSlice(table, after, pruned, n*sweepSlice)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	o.swept.Store(pruned)
+	return nil
+}
+
+// sweepSlice looks at the next n entries of an index after one, and returns the last
+// of them; there is no more where it has seen the end.
+func (tx *transaction) sweepSlice(table string, after indexEntry, pruned, n int64) (last indexEntry, more bool, err error) {
+	id := strings.TrimSuffix(table, "s")
+	key := `(` + id + `, seq)`
+	var raw []byte
+	err = tx.o.conn.QueryRowContext(context.Background(), `SELECT `+id+`, seq FROM `+table+` WHERE `+key+` > (?, ?) ORDER BY `+id+`, seq LIMIT 1 OFFSET ?`,
+		after.id[:], after.seq, n-1).Scan(&raw, &last.seq)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		last = indexEntry{id: uuid.Max, seq: math.MaxInt64}
+	case err != nil:
+		return last, false, fmt.Errorf("look for stale IDs: %w", err)
+	default:
+		more = true
+		copy(last.id[:], raw)
+	}
+	return last, more, tx.exec(`DELETE FROM `+table+` WHERE `+key+` > (?, ?) AND `+key+` <= (?, ?) AND seq <= ? AND seq NOT IN (SELECT seq FROM parked)`,
+		after.id[:], after.seq, last.id[:], last.seq, pruned)
 }
 
 // slice returns the bounds of the next n rows after from, up to through:
@@ -210,16 +316,13 @@ func (o *Outbox) reportTrimmed(now time.Time) {
 // vacuum gives free pages back to the file system, but for a reserve that the
 // intake will use again.
 func (o *Outbox) vacuum(ctx context.Context) error {
+	p := pace{o: o, n: sliceRows / 2}
 	for {
 		free, err := o.freeAbove(ctx)
 		if err != nil || free <= 0 {
 			return err
 		}
-		err = o.do(ctx, func(tx *transaction) error {
-			tx.rearranges = false // pages, no rows
-			return tx.vacuumSlice(min(free, slicePages))
-		})
-		if err != nil {
+		if err := p.do(ctx, func(tx *transaction, n int64) error { return tx.vacuumSlice(min(free, n)) }); err != nil {
 			return err
 		}
 	}

@@ -199,3 +199,68 @@ func TestFileSize(t *testing.T) {
 		t.Errorf("the file has %d bytes for %d counted: %.2f", st.FileBytes, st.HeldBytes, ratio)
 	}
 }
+
+// TestStaleIDs: what is pruned stays in the indexes until they are swept. Nobody sees
+// it there, it comes in again as new, and parked and newer rows are left alone.
+func TestStaleIDs(t *testing.T) {
+	ctx := context.Background()
+	now := time.Now()
+	h := open(t, t.TempDir(), at(&now), func(o *Options) { o.History, o.DedupWindow = time.Hour, time.Hour })
+	entries := func() (n [2]int) {
+		t.Helper()
+		if err := h.readers.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM event_ids), (SELECT count(*) FROM correlation_ids)`).Scan(&n[0], &n[1]); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	merge := func() {
+		t.Helper()
+		h.writing.Lock()
+		defer h.writing.Unlock()
+		for more := true; more; more = h.merging != nil {
+			if err := h.mergeSome(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	expire := func() {
+		t.Helper()
+		publishAll(t, h, now)
+		now = now.Add(2 * time.Hour)
+		if err := h.retain(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := results(t, 100, `{}`)
+	one := newResultOf(t, old[0].CorrelationID, `{}`) // an index has several rows of it
+	h.add(append(old, one)...)
+	if err := h.Park(ctx, 2, "no"); err != nil {
+		t.Fatal(err)
+	}
+	merge()
+	expire()
+	if got := entries(); got != [2]int{101, 101} {
+		t.Fatalf("%v entries: the few should still be there", got)
+	}
+	if _, err := h.Get(ctx, old[0].EventID); !errors.Is(err, ErrNotFound) {
+		t.Errorf("what was pruned: %v", err)
+	}
+	if list, err := h.List(ctx, Filter{CorrelationID: &one.CorrelationID}); err != nil || len(list) != 0 {
+		t.Errorf("its correlation ID: %v %v", list, err)
+	}
+	if out := h.add(old[0], old[1]); out[0].Duplicate || !out[1].Duplicate || out[1].Entry.State != Parked {
+		t.Errorf("sent again: %+v", out)
+	}
+	many := results(t, 2*staleRows, `{}`)
+	h.add(many[:staleRows]...)
+	merge()
+	expire()
+	h.add(many[staleRows:]...)
+	merge()
+	if got := entries(); got != [2]int{staleRows + 1, staleRows + 1} {
+		t.Errorf("%v entries after a sweep, want those of %d new rows and of one parked", got, staleRows)
+	}
+	if e, err := h.Get(ctx, old[1].EventID); err != nil || e.State != Parked {
+		t.Errorf("the parked one: %+v %v", e, err)
+	}
+}

@@ -65,7 +65,7 @@ func (tx *transaction) roomFor(size int64) (bool, error) {
 
 // clearForRoom drops what is published before its time while the disk is nearly
 // full: payloads first, then deduplication entries, as at a limit.
-func (tx *transaction) clearForRoom() (more bool, err error) {
+func (tx *transaction) clearForRoom(n int64) (more bool, err error) {
 	s, o := &tx.state, tx.o
 	if !o.noRoom.Load() {
 		return false, nil
@@ -75,10 +75,10 @@ func (tx *transaction) clearForRoom() (more bool, err error) {
 	}
 	switch {
 	case o.room.left < o.room.wanted && s.slimSeq < s.publishedSeq:
-		_, err = tx.slim(s.publishedSeq, sliceRows)
+		_, err = tx.slim(s.publishedSeq, n)
 		return true, err
 	case o.room.left < o.room.wanted && s.prunedSeq < s.publishedSeq:
-		_, err = tx.prune(s.publishedSeq, sliceRows)
+		_, err = tx.prune(s.publishedSeq, n)
 		o.reportTrimmed(tx.now)
 		return true, err
 	case o.room.left > 0:

@@ -86,6 +86,9 @@ type statements struct {
 	indexEvent, indexCorrelation *sql.Stmt
 }
 
+// ofARow passes over the stale entries of an index i: see sweep.
+const ofARow = ` WHERE EXISTS (SELECT 1 FROM results r WHERE r.seq = i.seq)`
+
 func (s *statements) prepare(ctx context.Context, conn *sql.Conn) error {
 	for _, p := range []struct {
 		stmt **sql.Stmt
@@ -93,9 +96,9 @@ func (s *statements) prepare(ctx context.Context, conn *sql.Conn) error {
 	}{
 		{&s.insert, `INSERT INTO results (seq, event_id, correlation_id, workflow_id, workflow_run_id, status, accepted_at, timestamp, size, digest, traceparent, tracestate, error, result)
 			VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)`},
-		{&s.seqOf, `SELECT seq FROM event_ids WHERE event_id = ?`},
+		{&s.seqOf, `SELECT seq FROM (SELECT seq FROM event_ids WHERE event_id = ?) i` + ofARow},
 		{&s.seqsOf, `WITH RECURSIVE ids (start) AS (VALUES (1) UNION ALL SELECT start + 16 FROM ids WHERE start + 16 < ?2)
-			SELECT event_id, seq FROM ids CROSS JOIN event_ids ON event_id = substr(?1, start, 16)`},
+			SELECT event_id, seq FROM ids CROSS JOIN event_ids i ON event_id = substr(?1, start, 16)` + ofARow},
 		{&s.held, entryColumns + `, r.digest FROM results r LEFT JOIN parked p ON p.seq = r.seq WHERE r.seq = ?`},
 		{&s.indexEvent, `INSERT OR REPLACE INTO event_ids (event_id, seq)` + indexEntries},
 		{&s.indexCorrelation, `INSERT OR IGNORE INTO correlation_ids (correlation_id, seq)` + indexEntries},

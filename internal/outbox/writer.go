@@ -290,6 +290,9 @@ func (tx *transaction) rollback(cause error) error {
 		fatal := fmt.Errorf("%w: cannot roll back: %w (after %w)", ErrBroken, err, cause)
 		o.fatal.CompareAndSwap(nil, &fatal)
 	}
+	if cut := o.whole(); isDamage(cause) && cut != nil {
+		cause = cut // says more
+	}
 	return o.judge(cause)
 }
 
