@@ -158,7 +158,7 @@ bench-peers: need-go need-python need-peers kafka .cache/bench/bento .cache/venv
 	@$(MAKE) --no-print-directory plots
 .PHONY: bench-growth
 bench-growth: ROUNDS = 5
-bench-growth: need-go need-test kafka ## The sidecar with 1000 to LARGEST=10000000 results in its outbox (ROUNDS=5, FOR=5s a run; GROWTH_TIME, GROWTH_DISK)
+bench-growth: need-go kafka ## The sidecar with 1000 to LARGEST=10000000 results in its outbox (ROUNDS=5, FOR=5s a run: 15 minutes, 20 GB of disk)
 	go test -tags kafka -run '^$$' -bench '^BenchmarkGrowth$$' -benchtime 1x -timeout 3h ./test/bench -rounds $(ROUNDS) -for $(FOR) -largest $(LARGEST) -samples $(CURDIR)/docs/performance/growth.json
 	@$(MAKE) --no-print-directory plots
 LARGEST ?= 10000000

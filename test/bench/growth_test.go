@@ -304,7 +304,7 @@ func (g *growth) drain(p *place, s *growthSample) {
 func (g *growth) retain(p *place, s *growthSample) {
 	d := *duration
 	if s.How != "off" {
-		d *= 3
+		d *= 2
 	}
 	p.start()
 	before := p.status().Outbox.Held

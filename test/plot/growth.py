@@ -1,6 +1,6 @@
 """Writes the tables of growth in docs/PERFORMANCE.md from the samples of BenchmarkGrowth.
 
-    growth.py SAMPLES.json PERFORMANCE.md
+growth.py SAMPLES.json PERFORMANCE.md
 """
 
 import json
@@ -121,7 +121,13 @@ def aims(book: Book) -> str:
     for size in book.sizes("pending"):
         ratios = [file_ratio(s) for s in book.of("pending", rows=size)]
         found.row("4", f"file ÷ payload, {power(size)} pending and what came in", ratios, "≤", 1.3)
-    found.row("4", "file ÷ before, all published and deleted", [s["file_bytes_after"] / s["file_bytes"] for s in book.of("shrink")], "≤", 0.1)
+    found.row(
+        "4",
+        "file ÷ before, all published and deleted",
+        [s["file_bytes_after"] / s["file_bytes"] for s in book.of("shrink")],
+        "≤",
+        0.1,
+    )
     p99 = [s["p99_ms"] for s in book.of("retention", "off")]
     for how in ("payloads", "rows"):
         for title, field in (("longest gap", "longest_gap_ms"), ("p99 of the worst second", "worst_second_p99_ms")):
@@ -139,7 +145,11 @@ def main(source: str, document: str) -> None:
         run = json.load(file)
     book = Book(run["samples"])
     loads = [s["load_average"] for s in run["samples"]]
-    ordered = "; those of " + power(max(s["rows"] for s in book.of("fill", "IDs in order"))) + " were put in with their IDs in order"
+    ordered = (
+        "; those of "
+        + power(max(s["rows"] for s in book.of("fill", "IDs in order")))
+        + " were put in with their IDs in order"
+    )
     write_parts(
         document,
         {

@@ -189,7 +189,9 @@ def aims(book: Book) -> str:
     for system in (SIDECAR, "sidecar, at least once"):
         pairs = [(s[end], s[rate]) for s in book.of(system, 64)]
         row("3", f"{system}: end to end ÷ answered, 64", [a / b for a, b in pairs], "≥", 0.9)
-    large = next((name for s in book.samples if (name := str(s["system"])).startswith("franz-go, transactions of ")), "")
+    large = next(
+        (name for s in book.samples if (name := str(s["system"])).startswith("franz-go, transactions of ")), ""
+    )
     for mode, alone in [("exactly-once", large), ("at-least-once", "franz-go, plain")]:
         pairs = together(rounds(f"sidecar, backlog, {mode}", 0, end), rounds(alone, 0, rate))
         row("3", f"backlog of 200 000, {mode} ÷ {alone}", [a / b for a, b in pairs], "≥", 0.5)
