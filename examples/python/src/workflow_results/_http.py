@@ -5,6 +5,7 @@ Both transports read with this parser, so that the same bytes mean the same to b
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 MAX_HEAD_BYTES = 64 << 10
 MAX_BODY_BYTES = 64 << 20  # many times the largest answer of a sidecar: a batch of 4096 lines
 
+_STATUS_LINE = re.compile(r"(HTTP/1\.[01]) ([1-5][0-9][0-9])(?: .*)?")
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _UNSAFE = re.compile(r"[^\x21-\x7e]")  # in a request's target
 _UNSAFE_VALUE = re.compile(r"[^\x20-\x7e]")  # in a header's value
 
@@ -37,16 +40,22 @@ class Request:
         Raises:
             ValueError: a line break or other control character in the target or in a header.
         """
-        if _UNSAFE.search(self.target):
-            raise ValueError(f"not in a request's target: {self.target!r}")
-        lines = [f"{self.method} {self.target} HTTP/1.1", "Host: sidecar"]
-        for name, value in self.headers.items():
-            if _UNSAFE_VALUE.search(value):
-                raise ValueError(f"not in the header {name}: {value!r}")
-            lines.append(f"{name}: {value}")
-        if self.body is not None:
-            lines.append(f"Content-Length: {len(self.body)}")
-        return "\r\n".join([*lines, "", ""]).encode("ascii") + (self.body or b"")
+        head = _request_head(self.method, self.target, *self.headers.items())
+        if self.body is None:
+            return head + b"\r\n"
+        return b"%bContent-Length: %d\r\n\r\n%b" % (head, len(self.body), self.body)
+
+
+@functools.lru_cache(maxsize=16)  # most are the same again
+def _request_head(method: str, target: str, *headers: tuple[str, str]) -> bytes:
+    if _UNSAFE.search(target):
+        raise ValueError(f"not in a request's target: {target!r}")
+    lines = [f"{method} {target} HTTP/1.1", "Host: sidecar"]
+    for name, value in headers:
+        if _UNSAFE_VALUE.search(value):
+            raise ValueError(f"not in the header {name}: {value!r}")
+        lines.append(f"{name}: {value}")
+    return "\r\n".join([*lines, ""]).encode("ascii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +110,23 @@ class AnswerParser:
 
     def _head(self) -> Generator[None, None, tuple[int, str, dict[str, str]]]:
         start = yield from self._line(MAX_HEAD_BYTES)
-        match = re.fullmatch(r"(HTTP/1\.[01]) ([1-5][0-9][0-9])(?: .*)?", start)
+        match = _STATUS_LINE.fullmatch(start)
         if match is None:
             raise BrokenAnswer(f"no status line of HTTP/1.1: {start[:100]!r}")
-        headers: dict[str, str] = {}
-        left = MAX_HEAD_BYTES - len(start)
-        while line := (yield from self._line(left)):
-            left -= len(line)
-            name, _, value = line.partition(":")
-            headers[name.lower()] = value.strip()
-        return int(match[2]), match[1], headers
+        return int(match[2]), match[1], (yield from self._headers(MAX_HEAD_BYTES - len(start)))
+
+    def _headers(self, left: int) -> Generator[None, None, dict[str, str]]:
+        """Take the lines up to the empty one, of at most so many bytes, their ends included."""
+        while not self._buffer.startswith(b"\r\n"):
+            if (end := self._buffer.find(b"\r\n\r\n", 0, left + 4)) >= 0:
+                block = (yield from self._take(end + 4))[:-4].decode("latin-1")
+                pairs = [line.partition(":") for line in block.split("\r\n")]
+                return {name.lower(): value.strip() for name, _, value in pairs}
+            if len(self._buffer) >= left + 4:
+                raise BrokenAnswer(f"the answer's head is longer than {MAX_HEAD_BYTES} bytes")
+            yield
+        yield from self._take(2)
+        return {}
 
     def _chunks(self) -> Generator[None, None, bytes]:
         body = bytearray()
@@ -146,7 +162,7 @@ class AnswerParser:
 
 def _length(text: str | None, most: int) -> int:
     """Read a Content-Length. An answer that has none ends anywhere: it cannot be told from half of one."""
-    if text is None or not re.fullmatch(r"[0-9]{1,18}", text):
+    if text is None or not _NUMBER.fullmatch(text):
         raise BrokenAnswer(f"no Content-Length: {text!r}")
     if int(text) > most:
         raise BrokenAnswer(f"the answer has {text} bytes, more than {most}")

@@ -175,7 +175,7 @@ def results(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _object(text: bytes, what: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = json.loads(text.decode())  # of bytes it would look for UTF-16 first
     except ValueError as e:  # not JSON, or not UTF-8
         raise SidecarError(f"{what} something that is no JSON: {text[:100]!r}") from e
     if not isinstance(found, dict):

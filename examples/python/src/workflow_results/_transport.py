@@ -139,14 +139,23 @@ class Transport:
 
 
 def _exchange(sock: socket.socket, data: bytes, parser: AnswerParser, by: float) -> Response:
-    sock.settimeout(_left(by))
     # A body that is too large is answered before all of it is read: the answer is there all the same.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        sock.sendall(data)
+        _send(sock, data, by)
     while True:
         sock.settimeout(_left(by))
         if (response := parser.feed(sock.recv(RECEIVE_BYTES))) is not None:
             return response
+
+
+def _send(sock: socket.socket, data: bytes, by: float) -> None:
+    try:
+        sent = sock.send(data)  # the socket is non-blocking yet, and most requests fit into its buffer at once
+    except BlockingIOError:
+        sent = 0
+    if sent < len(data):
+        sock.settimeout(_left(by))
+        sock.sendall(memoryview(data)[sent:])
 
 
 def _left(by: float) -> float:

@@ -73,10 +73,13 @@ def dumps(value: Any) -> str:
             value's own ``model_dump`` raised.
     """
     try:
-        return json.dumps(_plain(value, ()), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        return _ENCODER.encode(_plain(value, ()))
     except RecursionError as e:
         raise ValueError("cannot write as JSON what contains itself or is nested too deeply") from e
 
+
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+_SCALARS = frozenset((str, int, float, bool, type(None)))  # written as they are; a type derived from one may not be
 
 Path = tuple[str | int, ...]  # where a value is, for whoever looks for it
 
@@ -88,7 +91,7 @@ def _plain(value: Any, path: Path) -> Any:
     if isinstance(value, dict):
         return _object(value, path)
     if isinstance(value, (list, tuple)):
-        return [_plain(item, (*path, i)) for i, item in enumerate(value)]
+        return [item if type(item) in _SCALARS else _plain(item, (*path, i)) for i, item in enumerate(value)]
     try:
         known = to_jsonable(value)
     except RecursionError:
@@ -104,10 +107,10 @@ def _plain(value: Any, path: Path) -> Any:
 def _object(value: dict[Any, Any], path: Path) -> dict[str, Any]:
     written: dict[str, Any] = {}
     for key, item in value.items():
-        name = _name(key, path)
+        name = key if type(key) is str else _name(key, path)
         if name in written:
             raise ValueError(f"two keys are written as {name!r} (at {_at(path)})")
-        written[name] = _plain(item, (*path, name))
+        written[name] = item if type(item) in _SCALARS else _plain(item, (*path, name))
     return written
 
 
