@@ -140,6 +140,9 @@ func layOut(t testing.TB, opts []KafkaOption) *Kafka {
 // Addr is the broker's host:port; it stays the same over restarts.
 func (k *Kafka) Addr() string { return k.addr }
 
+// PID is the process ID of the running broker.
+func (k *Kafka) PID(t testing.TB) int { t.Helper(); return k.running(t).PID() }
+
 // Proxy stands before the broker; only with WithProxy.
 func (k *Kafka) Proxy() *Proxy { return k.proxy }
 
