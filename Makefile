@@ -146,8 +146,8 @@ EXAMPLES ?= 20000
 PROPERTY = SIDECAR_BIN="$(CURDIR)/$(BIN)" $(VENV)/bin/python -m pytest -q -p no:cacheprovider
 
 .PHONY: bench
-bench: need-test kafka bench-peers bench-growth bench-allocs ## The figures: the sidecar beside its peers, and three runs of its own; needs a quiet machine (over an hour)
-	go test -tags kafka -run '^$$' -bench . -skip '^Benchmark(Peers|Growth)$$' -benchtime 1x -count 3 -timeout 60m ./test/bench -for 4s -backlog-csv $(CURDIR)/docs/performance/backlog.csv
+bench: need-test kafka bench-peers bench-growth bench-allocs bench-python bench-fleet ## The figures: the sidecar beside its peers, and three runs of its own; needs a quiet machine (over an hour)
+	go test -tags kafka -run '^$$' -bench . -skip '^Benchmark(Peers|Growth|Fleet)$$' -benchtime 1x -count 3 -timeout 60m ./test/bench -for 4s -backlog-csv $(CURDIR)/docs/performance/backlog.csv
 	go test -run '^$$' -bench . ./internal/...
 	@$(MAKE) --no-print-directory plots
 
@@ -185,6 +185,17 @@ FOR ?= 5s
 	.cache/venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+.PHONY: bench-python
+bench-python: build kafka $(VENV)/dev.stamp ## The Python client beside a bare exchange, and the waiting hub (5 rounds: 3 minutes)
+	cd examples/python && WORKFLOW_RESULTS_SIDECAR="$(CURDIR)/$(BIN)" ../../$(VENV)/bin/python bench/all.py --samples "$(CURDIR)/docs/performance/python.json"
+	@$(MAKE) --no-print-directory plots
+
+.PHONY: bench-fleet
+bench-fleet: need-go need-fleet kafka ## Many sidecars beside one broker, in both modes of delivery (FLEET=200: 6 minutes)
+	go test -tags kafka -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 1x -timeout 20m ./test/bench -fleet $(FLEET) -for 30s -fleet-samples $(CURDIR)/docs/performance/fleet.json
+	@$(MAKE) --no-print-directory plots
+FLEET ?= 200
+
 .PHONY: torture
 torture: need-test kafka ## Kills, power cuts, faults and a broker's troubles in numbers (ROUNDS=200 kills in each mode of delivery)
 	$(call stage,torture,go test -tags kafka -run '^Test(Killed|Power|ConnectionsThatBreak|TopicsDeleted|IDsExpired|LeadersMove|OlderBroker|SlowBroker|BrokerAway$$|RightTakenAway)' -count 1 -v -timeout 3h ./test -rounds $(ROUNDS) -cuts $$(($(ROUNDS) / 10)) -away 10m)
@@ -211,6 +222,8 @@ plots: need-go .cache/venv-plot/stamp ## Draw the pictures and write the tables 
 	@.cache/venv-plot/bin/python test/plot/backlog.py docs/performance/backlog.csv docs/performance/backlog.svg
 	@.cache/venv-plot/bin/python test/plot/growth.py docs/performance/growth.json docs/PERFORMANCE.md
 	@$(BENCHSTAT) -filter '.unit:(B/op OR allocs/op)' $$(cd $(ALLOCATIONS) && for file in *.txt; do echo "$${file%.txt}=$(ALLOCATIONS)/$$file"; done) | .cache/venv-plot/bin/python test/plot/allocations.py docs/PERFORMANCE.md
+	@.cache/venv-plot/bin/python test/plot/python.py docs/performance/python.json docs/PERFORMANCE.md
+	@.cache/venv-plot/bin/python test/plot/fleet.py docs/performance/fleet.json docs/PERFORMANCE.md
 .cache/venv-plot/stamp: test/plot/requirements.txt | need-python
 	$(PYTHON) -m venv .cache/venv-plot
 	.cache/venv-plot/bin/python -m pip install --quiet --disable-pip-version-check -r test/plot/requirements.txt
@@ -262,7 +275,7 @@ $(VENV_AIRFLOW_2)/dev.stamp: examples/python/requirements-airflow-2.txt examples
 
 # What we cannot install ourselves is named at once, with the command.
 need = @command -v $(1) >/dev/null || { echo "missing: $(1). Install it (Debian, Ubuntu): $(2)" >&2; exit 1; }
-.PHONY: need-go need-python need-buildah need-page need-peers need-test
+.PHONY: need-go need-python need-buildah need-page need-peers need-fleet need-test
 need-go:
 	$(call need,go,see https://go.dev/doc/install (1.26 or later))
 	$(call need,gcc,apt-get install gcc)
@@ -275,6 +288,9 @@ need-page:
 need-peers:
 	$(call need,java,apt-get install openjdk-17-jre-headless)
 	$(call need,rsyslogd,apt-get install rsyslog-kafka)
+need-fleet:
+	$(call need,java,apt-get install openjdk-17-jre-headless)
+	$(call need,ss,apt-get install iproute2)
 need-test: need-go need-python need-buildah need-page
 	$(call need,curl,apt-get install curl)
 	$(call need,java,apt-get install openjdk-17-jre-headless)

@@ -21,9 +21,9 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-from kafka import Kafka
+from kafka import Kafka  # noqa: E402
 
-from workflow_results import Sidecar
+from workflow_results import Sidecar  # noqa: E402
 
 
 def run(script: str, *arguments: str) -> list[dict[str, Any]]:
@@ -38,11 +38,12 @@ def measure(kafka: Kafka, sidecar: Sidecar, topic: str, round_: int, given: argp
     """Measure everything once."""
     load = os.getloadavg()[0]
     many = kafka.create_topic(f"many-{round_}", 6)
+    calls = run("calling.py", "--socket", sidecar.socket_path, "--calls", str(given.calls))
     samples = [
-        *({"what": "calls", **found} for found in run("calling.py", "--socket", sidecar.socket_path, "--calls", str(given.calls))),
+        *({"what": "calls", **found} for found in calls),
         {"what": "skip", **run("waiting.py", "skip", "--brokers", kafka.addr, "--topic", topic)[0]},
         {"what": "waits", **run("waiting.py", "waits", "--brokers", kafka.addr, "--topic", many)[0]},
-    ]  # fmt: skip
+    ]
     return [{"round": round_, "load_average": load, **sample} for sample in samples]
 
 
