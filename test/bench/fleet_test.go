@@ -126,12 +126,14 @@ type fleet struct {
 	topic    string
 	sidecars []*place
 	reader   *arrivals
+	looked   map[string]float64 // segments on each connection at the last look
+	came     float64            // and on all since the first
 	sample   fleetSample
 }
 
 func newFleet(b *testing.B, delivery string) *fleet {
 	b.Helper()
-	f := &fleet{b: b, topic: "fleet", sample: fleetSample{Delivery: delivery, Sidecars: *fleetSize, LoadAverage: loadAverage(b)}}
+	f := &fleet{b: b, topic: "fleet", looked: map[string]float64{}, sample: fleetSample{Delivery: delivery, Sidecars: *fleetSize, LoadAverage: loadAverage(b)}}
 	// As many partitions of the transactions' log as a broker has by default.
 	f.kafka = testkit.StartKafka(b, testkit.WithProperties("transaction.state.log.num.partitions=50"))
 	f.adm = kadm.NewClient(f.kafka.Client(b))
@@ -248,7 +250,10 @@ func (f *fleet) idle() {
 	f.b.Helper()
 	s := &f.sample
 	broker, all, requests, began := cpuTime(f.b, f.kafka.PID(f.b)), f.cpu(), f.requests(), time.Now()
-	time.Sleep(*fleetIdle)
+	for looks := fleetIdle.Seconds() / 10; looks > 0; looks-- {
+		time.Sleep(time.Duration(min(looks, 1) * float64(10*time.Second)))
+		f.requests()
+	}
 	took := time.Since(began).Seconds()
 	s.IdleBrokerCPU = (cpuTime(f.b, f.kafka.PID(f.b)) - broker).Seconds() / took
 	s.IdleSidecarsCPU = (f.cpu() - all).Seconds() / took
@@ -335,9 +340,10 @@ func (f *fleet) bytes() map[string]int64 {
 
 var segments = regexp.MustCompile(`\bdata_segs_in:([0-9]+)`)
 
-// connections is what the kernel tells of each connection at the broker, its
-// requests among it (a segment with data each; a large one is several).
-func (f *fleet) connections() (requests []float64) {
+// connections is how many segments with data have come on each connection at the
+// broker, by the other end's address, as the kernel tells: a request is one, a
+// large one several.
+func (f *fleet) connections() map[string]float64 {
 	f.b.Helper()
 	_, port, err := net.SplitHostPort(f.kafka.Addr())
 	if err != nil {
@@ -347,25 +353,36 @@ func (f *fleet) connections() (requests []float64) {
 	if err != nil {
 		f.b.Fatalf("%v: the kernel's account of connections; install it (Debian, Ubuntu): apt-get install iproute2", err)
 	}
+	found := map[string]float64{}
 	for line := range strings.Lines(string(out)) {
-		n := 0.0
+		fields := strings.Fields(line) // queued in, queued out, our address, theirs
+		if len(fields) < 4 {
+			continue
+		}
+		found[fields[3]] = 0
 		if m := segments.FindStringSubmatch(line); m != nil {
-			if n, err = strconv.ParseFloat(m[1], 64); err != nil {
+			if found[fields[3]], err = strconv.ParseFloat(m[1], 64); err != nil {
 				f.b.Fatal(err)
 			}
 		}
-		requests = append(requests, n)
 	}
-	return requests
+	return found
 }
 
-// requests is how many have come on the connections that are open now.
-func (f *fleet) requests() (sum float64) {
+// requests is how many have come since the fleet's first look. A connection is
+// idle for half a minute before its client closes it: who looks more often misses
+// nothing of it.
+func (f *fleet) requests() float64 {
 	f.b.Helper()
-	for _, n := range f.connections() {
-		sum += n
+	for other, n := range f.connections() {
+		if last := f.looked[other]; n >= last {
+			f.came += n - last
+		} else { // another connection, from the same port
+			f.came += n
+		}
+		f.looked[other] = n
 	}
-	return sum
+	return f.came
 }
 
 // arrivals matches results with those who sent them.
