@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -22,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
@@ -78,6 +80,12 @@ type fleetSample struct {
 	IdleSidecarsCPU float64 `json:"idle_sidecars_cpu"`
 	IdleRequests    float64 `json:"idle_requests_per_second"`
 	IdleConnections int     `json:"idle_connections"`
+
+	// One sidecar more, with an empty data directory: it looks through all watermarks.
+	Newcomer        float64 `json:"newcomer_seconds"`             // until it publishes, beside the fleet's watermarks
+	NewcomerForeign float64 `json:"newcomer_seconds_foreign"`     // beside those and as many more
+	Foreign         int     `json:"foreign_watermarks,omitempty"` // which were added
+	ForeignBytes    int64   `json:"foreign_watermark_bytes"`
 }
 
 // BenchmarkFleet starts many sidecars beside one broker, each with its own outbox,
@@ -101,6 +109,7 @@ func BenchmarkFleet(b *testing.B) {
 				f.load()
 				f.count()
 				f.idle()
+				f.newcomers()
 				f.stop()
 				f.report()
 				found.Samples = append(found.Samples, f.sample)
@@ -245,9 +254,10 @@ func (f *fleet) countProducers() {
 	f.sample.ProducerIDs = len(distinct)
 }
 
-// idle watches them doing nothing.
+// idle watches them doing nothing; the reader's requests would be most of what comes.
 func (f *fleet) idle() {
 	f.b.Helper()
+	f.reader.stop()
 	s := &f.sample
 	broker, all, requests, began := cpuTime(f.b, f.kafka.PID(f.b)), f.cpu(), f.requests(), time.Now()
 	for looks := fleetIdle.Seconds() / 10; looks > 0; looks-- {
@@ -260,6 +270,45 @@ func (f *fleet) idle() {
 	s.IdleRequests = (f.requests() - requests) / took
 	s.IdleConnections = len(f.connections())
 	s.BrokerCPUResult = (s.BrokerCPU - s.IdleBrokerCPU) / s.Answered * 1e6
+}
+
+// foreignWatermarks is what a fleet of 10 000 leaves in 20 s, with a result per second each.
+const foreignWatermarks = 200_000
+
+// newcomers starts a sidecar more, twice: a new outbox has no place of its own in
+// the watermark topic to read from.
+func (f *fleet) newcomers() {
+	f.b.Helper()
+	f.sample.Newcomer = f.newcomer()
+	if f.sample.Delivery != "exactly-once" {
+		return
+	}
+	name := f.topic + "-watermarks"
+	before := f.bytes()[name]
+	// As small batches as the client makes: a fleet's have one record each.
+	cl := f.kafka.Client(f.b, kgo.DefaultProduceTopic(name), kgo.ProducerBatchMaxBytes(1<<10), kgo.ProducerBatchCompression(kgo.NoCompression()))
+	value := make([]byte, 64)
+	promise := kgo.AbortingFirstErrPromise(cl)
+	for range foreignWatermarks {
+		id := uuid.New().String()
+		cl.Produce(f.b.Context(), &kgo.Record{Key: []byte(id), Value: value}, promise.Promise())
+	}
+	if err := errors.Join(cl.Flush(f.b.Context()), promise.Err()); err != nil {
+		f.b.Fatal(err)
+	}
+	f.sample.Foreign, f.sample.ForeignBytes = foreignWatermarks, f.bytes()[name]-before
+	f.sample.NewcomerForeign = f.newcomer()
+}
+
+func (f *fleet) newcomer() float64 {
+	f.b.Helper()
+	p := newPlace(f.b, f.kafka.Addr(), f.sample.Delivery)
+	p.topic = f.topic
+	began := time.Now()
+	p.startPublishing()
+	took := time.Since(began).Seconds()
+	p.stop()
+	return took
 }
 
 // stop ends all at once, as a rollout does.
@@ -391,6 +440,7 @@ type arrivals struct {
 	sent      map[string]time.Time
 	latencies []time.Duration
 	arrived   chan struct{} // one that may be waited for has arrived
+	stop      func()
 }
 
 // readArrivals reads a topic from its end on, until the benchmark ends.
@@ -411,7 +461,8 @@ func readArrivals(b *testing.B, kafka *testkit.Kafka, topic string) *arrivals {
 			a.take(fetches, time.Now())
 		}
 	}()
-	b.Cleanup(func() { cancel(); <-done })
+	a.stop = func() { cancel(); <-done; cl.Close() }
+	b.Cleanup(a.stop)
 	return a
 }
 

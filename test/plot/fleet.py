@@ -35,6 +35,8 @@ ROWS = [
     ("idle: CPU of all sidecars, % of one", "idle_sidecars_cpu", 100),
     ("idle: requests/s at the broker", "idle_requests_per_second", 1),
     ("idle: connections", "idle_connections", 1),
+    ("a new sidecar publishes after, s", "newcomer_seconds", 1),
+    ("the same with 200 000 more watermarks of others, s", "newcomer_seconds_foreign", 1),
 ]
 
 
