@@ -33,11 +33,73 @@ ROWS = [
     ("results topic, bytes per result, compressed", "result_bytes_per_result", 1),
     ("idle: broker's CPU, % of one", "idle_broker_cpu", 100),
     ("idle: CPU of all sidecars, % of one", "idle_sidecars_cpu", 100),
-    ("idle: requests/s at the broker", "idle_requests_per_second", 1),
+    ("idle: connections opened/s (of the whole machine)", "idle_connections_opened_per_second", 1),
     ("idle: connections", "idle_connections", 1),
     ("a new sidecar publishes after, s", "newcomer_seconds", 1),
     ("the same with 200 000 more watermarks of others, s", "newcomer_seconds_foreign", 1),
 ]
+
+FLEET = 10_000
+PARTITIONS = 48  # of the results, and as many of the watermarks
+MARKER_BYTES = 78  # a batch with a marker alone: 61 of its head, 17 of its record
+LOOK_SECONDS, LOOK_REQUESTS = 60, {"exactly-once": 8, "at-least-once": 6}  # a sidecar's look at its topics
+DAY = 86_400
+
+
+def size(value: float) -> str:
+    """Returns a number of bytes in the unit that fits."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{number(value)} {unit}"
+
+
+def paper(samples: dict[str, dict[str, float]]) -> str:
+    """Reckons what a cluster has to bear from what one broker did. One replica; each further one writes as much."""
+    cases = [(mode, name, rate) for name, rate in (("often", FLEET), ("seldom", FLEET / 60)) for mode in samples]
+    rows: dict[str, list[str]] = {}
+    for mode, _, rate in cases:
+        s = samples[mode]
+        exactly = mode == "exactly-once"
+        requests = s["requests_per_second"] / s["answered_per_second"] * rate
+        looks = FLEET / LOOK_SECONDS
+        reading = s["newcomer_seconds_foreign"] - s["newcomer_seconds"]
+        # A client closes a connection that was idle for half a minute.
+        open_ = FLEET * s["connections"] / s["sidecars"] * min(1, 30 * rate / FLEET)
+        cpu = (s["broker_cpu"] - s["idle_broker_cpu"]) / (s["transactions_per_second"] or s["answered_per_second"])
+        markers = MARKER_BYTES * rate * DAY
+        states = FLEET * (PARTITIONS + exactly)
+        cells = {
+            "results/s": number(rate),
+            "transactions/s": number(rate) if exactly else "0",
+            "processors of all brokers, one replica": number(rate * cpu),
+            "requests/s for results": number(requests),
+            "requests/s for looks, and connections opened/s": f"{number(looks * LOOK_REQUESTS[mode])}, {number(looks * 2)}",
+            "connections at one broker; at 12 together": f"{number(open_)}; at most {number(FLEET * 13)}",
+            "transactional IDs": number(FLEET) if exactly else "0",
+            f"producer states, {PARTITIONS} partitions": number(states),
+            "producer IDs in a day": number(FLEET * max(rate / FLEET * DAY / 32_766, 1)) if exactly else number(FLEET),
+            "results topic, a day": size(s["result_bytes_per_result"] * rate * DAY),
+            "__transaction_state, written a second": size(s["transaction_state_bytes_per_transaction"] * rate),
+            "watermarks, written a second": size(s["watermark_bytes_per_transaction"] * rate),
+            "watermarks compacted, markers kept a day": size(markers + FLEET * s["watermark_bytes_per_transaction"])
+            if exactly
+            else "0 B",
+            "watermarks compacted, markers kept 60 s, lag 600 s": size(
+                s["watermark_bytes_per_transaction"] * (rate * 600 + FLEET) + MARKER_BYTES * rate * 60
+            )
+            if exactly
+            else "0 B",
+            "a new outbox reads the markers of a day in, s": number(markers / (s["foreign_watermark_bytes"] / reading))
+            if exactly
+            else "0",
+        }
+        for title, cell in cells.items():
+            rows.setdefault(title, []).append(cell)
+    return table(
+        ["", *(f"{mode}, {name}" for mode, name, _ in cases)], [[title, *cells] for title, cells in rows.items()]
+    )
 
 
 def main(source: str, document: str) -> None:
@@ -59,6 +121,7 @@ def main(source: str, document: str) -> None:
             f"{run['results_per_second_each']:g} result/s each for {run['seconds_per_run']:g} s, then "
             f"{run['seconds_idle']:g} s idle; one run each, load average before it {load}.",
             "fleet": table(["", *modes], rows),
+            "paper": paper({s["delivery"]: s for s in samples}),
         },
     )
 
