@@ -83,6 +83,13 @@ def test_invalid_names_every_field(driver: Driver) -> None:
     assert set(caught.value.fields) == {"correlation_id", "workflow_id", "error"}
 
 
+def test_larger_than_the_sockets_buffer(driver: Driver) -> None:
+    result = {"text": "x" * 900_000}
+    receipt = driver.call("publish", **about(result=result, deadline=5))
+    assert not receipt.duplicate
+    assert driver.call("publish", **about(result={}, deadline=5)).seq > receipt.seq  # the connection is still in step
+
+
 def test_too_large(driver: Driver) -> None:
     """The sidecar answers before it has read the body, and hangs up; that must not look like a broken connection."""
     for size in (1_100_000, 2_000_000, 20_000_000):
