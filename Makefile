@@ -186,12 +186,12 @@ FOR ?= 5s
 	@touch $@
 
 .PHONY: bench-python
-bench-python: build kafka $(VENV)/dev.stamp ## The Python client beside a bare exchange, and the waiting hub (5 rounds: 3 minutes)
+bench-python: build kafka $(VENV)/dev.stamp ## The Python client beside a bare exchange, and the waiting hub (5 rounds: 4 minutes)
 	cd examples/python && WORKFLOW_RESULTS_SIDECAR="$(CURDIR)/$(BIN)" ../../$(VENV)/bin/python bench/all.py --samples "$(CURDIR)/docs/performance/python.json"
 	@$(MAKE) --no-print-directory plots
 
 .PHONY: bench-fleet
-bench-fleet: need-go need-fleet kafka ## Many sidecars beside one broker, in both modes of delivery (FLEET=200: 6 minutes)
+bench-fleet: need-go need-fleet kafka ## Many sidecars beside one broker, in both modes of delivery (FLEET=200: 5 minutes)
 	go test -tags kafka -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 1x -timeout 20m ./test/bench -fleet $(FLEET) -for 30s -fleet-samples $(CURDIR)/docs/performance/fleet.json
 	@$(MAKE) --no-print-directory plots
 FLEET ?= 200
