@@ -26,10 +26,13 @@ $(BIN): $(GOFILES) | need-go
 	CGO_ENABLED=1 go build -trimpath -ldflags "-s -w -X main.buildVersion=$(VERSION)" -o $@ ./cmd/sidecar
 
 # The sidecar as it goes into the image and the wheel: nothing is loaded at run time,
-# on any Linux, and the same sources give the same bytes.
+# on any Linux, and the same sources give the same bytes. The wheel's has a broker for
+# tests in it, the image's has not.
 STATIC  := .cache/static/sidecar
-$(STATIC): $(GOFILES) | need-go
-	CGO_ENABLED=1 go build -trimpath -buildvcs=false -tags sqlite_omit_load_extension,osusergo,netgo,grpcnotrace \
+TRIAL   := .cache/static/with-embedded-broker/sidecar
+$(STATIC): TAGS = ,noembeddedbroker
+$(STATIC) $(TRIAL): $(GOFILES) | need-go
+	CGO_ENABLED=1 go build -trimpath -buildvcs=false -tags sqlite_omit_load_extension,osusergo,netgo,grpcnotrace$(TAGS) \
 		-ldflags "-s -w -X main.buildVersion=$(VERSION) -linkmode external -extldflags -static" -o $@ ./cmd/sidecar
 
 .PHONY: static
@@ -37,9 +40,9 @@ static: $(STATIC) ## Build the static binary for a machine of your own: it goes 
 	@echo $(STATIC)
 
 .PHONY: wheel
-wheel: $(STATIC) $(VENV)/demo.stamp ## Build dist/*.whl: the Python package with a static sidecar in it
+wheel: $(TRIAL) $(VENV)/demo.stamp ## Build dist/*.whl: the Python package with a static sidecar in it
 	@rm -f dist/workflow_results-*.whl
-	@$(VENV)/bin/python examples/python/build_wheel.py $(STATIC) dist
+	@$(VENV)/bin/python examples/python/build_wheel.py $(TRIAL) dist
 
 .PHONY: image
 image: ## Build the image workflow-results-sidecar:VERSION, with buildah or docker (TOOL=docker)
@@ -111,7 +114,7 @@ test-curl: build ## Every call of the socket with curl
 	$(call stage,curl,SIDECAR=$(BIN) ./test/curl.sh)
 
 .PHONY: test-image
-test-image: need-buildah ## The image: built, run, small, the same bytes again
+test-image: need-buildah build ## The image: built, run, small, the same bytes again
 	$(call stage,image,$(MAKE) --no-print-directory image-root VERSION=$(VERSION) && IMAGE_ROOT=$(IMAGE_ROOT) VERSION=$(VERSION) ./test/image.sh)
 
 .PHONY: test-k8s
@@ -146,20 +149,20 @@ EXAMPLES ?= 20000
 PROPERTY = SIDECAR_BIN="$(CURDIR)/$(BIN)" $(VENV)/bin/python -m pytest -q -p no:cacheprovider
 
 .PHONY: bench
-bench: need-test kafka bench-peers bench-growth bench-allocs bench-python bench-fleet ## The figures: the sidecar beside its peers, and three runs of its own; needs a quiet machine (over an hour)
-	go test -tags kafka -run '^$$' -bench . -skip '^Benchmark(Peers|Growth|Fleet)$$' -benchtime 1x -count 3 -timeout 60m ./test/bench -for 4s -backlog-csv $(CURDIR)/docs/performance/backlog.csv
+bench: need-test kafka $(STATIC) bench-peers bench-growth bench-allocs bench-python bench-fleet ## The figures: the sidecar beside its peers, and three runs of its own; needs a quiet machine (over an hour)
+	go test -tags kafka -run '^$$' -bench . -skip '^Benchmark(Peers|Growth|Fleet)$$' -benchtime 1x -count 3 -timeout 60m ./test/bench -sidecar $(CURDIR)/$(STATIC) -for 4s -backlog-csv $(CURDIR)/docs/performance/backlog.csv
 	go test -run '^$$' -bench . ./internal/...
 	@$(MAKE) --no-print-directory plots
 
 .PHONY: bench-peers
 bench-peers: ROUNDS = 5
-bench-peers: need-go need-python need-peers kafka .cache/bench/bento .cache/venv-bench/stamp ## The sidecar beside Bento, aiokafka, rsyslog and what bounds it (ROUNDS=5, FOR=5s a run: 45 minutes)
-	go test -tags kafka -run '^$$' -bench '^BenchmarkPeers$$' -benchtime 1x -timeout 3h ./test/bench -rounds $(ROUNDS) -for $(FOR) -samples $(CURDIR)/docs/performance/peers.json
+bench-peers: need-go need-python need-peers kafka $(STATIC) .cache/bench/bento .cache/venv-bench/stamp ## The sidecar beside Bento, aiokafka, rsyslog and what bounds it (ROUNDS=5, FOR=5s a run: 45 minutes)
+	go test -tags kafka -run '^$$' -bench '^BenchmarkPeers$$' -benchtime 1x -timeout 3h ./test/bench -sidecar $(CURDIR)/$(STATIC) -rounds $(ROUNDS) -for $(FOR) -samples $(CURDIR)/docs/performance/peers.json
 	@$(MAKE) --no-print-directory plots
 .PHONY: bench-growth
 bench-growth: ROUNDS = 5
-bench-growth: need-go kafka ## The sidecar with 1000 to LARGEST=10000000 results in its outbox (ROUNDS=5, FOR=5s a run: 15 minutes, 20 GB of disk)
-	go test -tags kafka -run '^$$' -bench '^BenchmarkGrowth$$' -benchtime 1x -timeout 3h ./test/bench -rounds $(ROUNDS) -for $(FOR) -largest $(LARGEST) -samples $(CURDIR)/docs/performance/growth.json
+bench-growth: need-go kafka $(STATIC) ## The sidecar with 1000 to LARGEST=10000000 results in its outbox (ROUNDS=5, FOR=5s a run: 15 minutes, 20 GB of disk)
+	go test -tags kafka -run '^$$' -bench '^BenchmarkGrowth$$' -benchtime 1x -timeout 3h ./test/bench -sidecar $(CURDIR)/$(STATIC) -rounds $(ROUNDS) -for $(FOR) -largest $(LARGEST) -samples $(CURDIR)/docs/performance/growth.json
 	@$(MAKE) --no-print-directory plots
 LARGEST ?= 10000000
 
@@ -191,8 +194,8 @@ bench-python: build kafka $(VENV)/dev.stamp ## The Python client beside a bare e
 	@$(MAKE) --no-print-directory plots
 
 .PHONY: bench-fleet
-bench-fleet: need-go need-fleet kafka ## Many sidecars beside one broker, in both modes of delivery (FLEET=200: 5 minutes)
-	go test -tags kafka -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 1x -timeout 20m ./test/bench -fleet $(FLEET) -for 30s -fleet-samples $(CURDIR)/docs/performance/fleet.json
+bench-fleet: need-go need-fleet kafka $(STATIC) ## Many sidecars beside one broker, in both modes of delivery (FLEET=200: 5 minutes)
+	go test -tags kafka -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 1x -timeout 20m ./test/bench -sidecar $(CURDIR)/$(STATIC) -fleet $(FLEET) -for 30s -fleet-samples $(CURDIR)/docs/performance/fleet.json
 	@$(MAKE) --no-print-directory plots
 FLEET ?= 200
 

@@ -9,8 +9,9 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d /tmp/image-test.XXXXXX)
 export CONTAINERS_STORAGE_CONF="$work/storage.conf" # a storage of our own, gone with the test
 printf '[storage]\ndriver = "vfs"\nrunroot = "%s"\ngraphroot = "%s"\n' "$work/run" "$work/graph" >"$CONTAINERS_STORAGE_CONF"
-pid=
+pid= broker=
 end() {
+    if [ -n "$broker" ]; then kill "$broker" 2>/dev/null || true; fi
     if [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null; then kill -KILL -- "-$pid" || true; fi
     rm -rf "$work"
 }
@@ -62,9 +63,14 @@ inside() { # CONTAINER COMMAND…; no two at a time in one
 is "by its name, as docs and page have it" "$(inside "$box" -- sidecar version --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["version"])')" "$VERSION"
 is "version" "$(inside "$box" -- /sidecar version --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["version"])')" "$VERSION"
 
+# The image has no broker for trials; one from the same sources, outside, is its Kafka.
 port=$((20000 + RANDOM % 10000))
+refused=$(inside "$box" -- /sidecar run --embedded-broker --brokers "127.0.0.1:$port" 2>&1) && fail "the image's sidecar has an embedded broker"
+case $refused in *"has no broker in it"*) echo "ok: no embedded broker" ;; *) fail "--embedded-broker: $refused" ;; esac
+bin/sidecar run --embedded-broker --brokers "127.0.0.1:$port" --socket "$work/broker.sock" --data-dir "$work/broker" 2>"$work/broker.log" &
+broker=$!
 setsid buildah run --isolation chroot -v "$work/socket:/run/workflow-results" -v "$work/data:/var/lib/workflow-results" "$box" -- \
-    /sidecar run --embedded-broker --brokers "127.0.0.1:$port" >"$work/log" 2>&1 &
+    /sidecar run --brokers "127.0.0.1:$port" >"$work/log" 2>&1 &
 pid=$!
 for _ in {1..600}; do
     grep -q 'msg=ready' "$work/log" && break

@@ -1,3 +1,5 @@
+//go:build !noembeddedbroker
+
 package main
 
 import (

@@ -26,6 +26,22 @@ import (
 
 var duration = flag.Duration("for", 5*time.Second, "how long each load runs")
 
+// binaryFile is what is measured; empty: one that is built on the spot. `make bench` gives
+// the image's.
+var binaryFile = flag.String("sidecar", "", "path of the sidecar's binary")
+
+func sidecarBinary(b *testing.B) string {
+	b.Helper()
+	if *binaryFile == "" {
+		return testkit.Build(b)
+	}
+	path, err := filepath.Abs(*binaryFile)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return path
+}
+
 func TestMain(m *testing.M) {
 	if socket := os.Getenv(handlerVariable); socket != "" {
 		fmt.Fprintln(os.Stderr, serveEmptyHandler(socket))
@@ -75,7 +91,7 @@ func (p *place) start() {
 // execute starts the sidecar and does not wait.
 func (p *place) execute() {
 	p.b.Helper()
-	p.process = testkit.StartSidecar(p.b, testkit.Build(p.b), append([]string{"run", "--socket", p.socket, "--data-dir", p.data,
+	p.process = testkit.StartSidecar(p.b, sidecarBinary(p.b), append([]string{"run", "--socket", p.socket, "--data-dir", p.data,
 		"--brokers", p.broker, "--topic", p.topic, "--delivery", p.delivery, "--linger", "0s"}, p.args...)...)
 }
 

@@ -59,7 +59,7 @@ func BenchmarkFootprint(b *testing.B) {
 	})
 	b.Run("binary", func(b *testing.B) {
 		for b.Loop() {
-			st, err := os.Stat(testkit.Build(b))
+			st, err := os.Stat(sidecarBinary(b))
 			if err != nil {
 				b.Fatal(err)
 			}
