@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 )
 
@@ -53,16 +52,7 @@ func (e *env) interrupted() int {
 	return exitFailed
 }
 
-// gcPercent lets a small heap collect less often than Go's own 100 does: some ten
-// times a second instead of forty at 10 000 results/s, and a result costs a fifth less CPU
-// than with 50. It peaks at 63 to 67 MiB while a million results drain, with 200 at 67 to 72
-// (BenchmarkFootprint). GOGC overrides it, GOMEMLIMIT bounds it.
-const gcPercent = 150
-
 func main() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
 	signal.Ignore(syscall.SIGPIPE) // a reader that is gone is a failed write, and what was begun is tidied up
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
