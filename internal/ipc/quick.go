@@ -151,7 +151,11 @@ func (q *quickConn) next(least int) bool {
 	if q.r.Buffered() >= least {
 		return q.srv.stopping.Err() == nil
 	}
-	if !q.sleep() {
+	patience := q.srv.opts.IdleTimeout
+	if least == 1 { // it has sent nothing yet, and may hold a place that others wait for
+		patience = q.srv.http.ReadHeaderTimeout
+	}
+	if !q.sleep(patience) {
 		return false
 	}
 	_, err := q.r.Peek(least)
@@ -170,14 +174,14 @@ func (q *quickConn) skipLineEnds() {
 
 // sleep is false once the server ends. Before it does, wake finds the connection
 // asleep, or sleep finds the server ending.
-func (q *quickConn) sleep() bool {
+func (q *quickConn) sleep(patience time.Duration) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.srv.stopping.Err() != nil {
 		return false
 	}
 	q.asleep = true
-	return q.conn.SetReadDeadline(time.Now().Add(q.srv.opts.IdleTimeout)) == nil
+	return q.conn.SetReadDeadline(time.Now().Add(patience)) == nil
 }
 
 // wake ends the wait for a next request.

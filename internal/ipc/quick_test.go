@@ -302,6 +302,16 @@ func TestAnIdlePosterIsHungUpOn(t *testing.T) {
 	}
 }
 
+// TestASilentConnectionIsHungUpOn: one that sends nothing has less time than one
+// between two requests.
+func TestASilentConnectionIsHungUpOn(t *testing.T) {
+	h := start(t, func(s *settings) { s.ReadTimeout = 20 * time.Millisecond })
+	_, r := h.dial() // reads for a minute; IdleTimeout is two
+	if _, err := r.ReadByte(); !errors.Is(err, io.EOF) {
+		t.Error(err)
+	}
+}
+
 // TestNobodyWaitsForIdlePosters: the end of the server wakes the connections that
 // wait for a next request.
 func TestNobodyWaitsForIdlePosters(t *testing.T) {
