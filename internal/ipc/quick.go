@@ -242,7 +242,7 @@ func (q *quickConn) readHead() (length int64, ok bool) {
 		var line []byte
 		line, rest, _ = bytes.Cut(rest, lineEnd)
 		name, value, _ := bytes.Cut(line, []byte(": "))
-		if !plainText(value) || !q.takeField(name, value, &length) {
+		if !plainText(name) || !plainText(value) || !q.takeField(name, value, &length) {
 			return 0, false
 		}
 	}
@@ -254,7 +254,8 @@ func (q *quickConn) readHead() (length int64, ok bool) {
 }
 
 // takeField takes a field of the header, and is false for one that is repeated, or
-// of which net/http would have to tell what it means.
+// of which net/http would have to tell what it means. The name is ASCII: EqualFold
+// takes more for letters of ours.
 func (q *quickConn) takeField(name, value []byte, length *int64) bool {
 	known := ""
 	for _, n := range []string{"Host", "Content-Type", "Content-Length", "User-Agent", "Accept", "Accept-Encoding", "Connection", "Traceparent", "Tracestate"} {

@@ -165,6 +165,8 @@ func quickSeeds() [][]byte {
 		sized(mediaType+"Accept: a\r\n folded\r\n", body()),
 		sized(mediaType+"no colon\r\n", body()),
 		sized(mediaType+": no name\r\n", body()),
+		sized(mediaType+"Uſer-Agent: x\r\n", body()), // ſ is an s to whoever folds Unicode
+		post("Hoſt: s\r\nContent-Length: 2\r\n"+mediaType, "{}"),
 		sized(mediaType+"Host: other\r\n", body()),
 		sized(mediaType+"Content-Length: 5\r\n", body()),
 		sized(mediaType+"Content-Length: 0\r\n", ""),
