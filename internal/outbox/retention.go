@@ -22,6 +22,14 @@ const (
 	// included. How many rows that is depends on the disk.
 	sliceTime   = 8 * time.Millisecond
 	pauseOfStep = 3 // how many times as long as a step the pause after it is
+
+	// stepsOfTurn is how many steps one kind of work takes before the others have
+	// their turn. Results may come in faster than their like are pruned, for ever.
+	stepsOfTurn = 16
+	// stepPace is how many rows a step may touch per row that came in since the last
+	// one, whatever time that takes: where commits are slow, smaller steps would not
+	// be quicker and would never catch up.
+	stepPace = 2
 )
 
 // runRetention drops what is past its window and gives freed pages back to the
@@ -48,25 +56,43 @@ func (o *Outbox) retain(ctx context.Context) error {
 	if o.opts.KeepAll {
 		return nil
 	}
-	for _, step := range []func(tx *transaction, n int64) (more bool, err error){
-		(*transaction).pruneExpired, (*transaction).slimExpired, (*transaction).clearForRoom, // what is to go whole need not be slimmed
-	} {
-		p := pace{o: o, n: sliceRows}
-		for more := true; more; {
-			err := p.do(ctx, func(tx *transaction, n int64) (err error) { more, err = step(tx, n); return err })
+	for again := true; again; {
+		again = false
+		for _, step := range []func(tx *transaction, n int64) (more bool, err error){
+			(*transaction).pruneExpired, (*transaction).slimExpired, (*transaction).clearForRoom, // what is to go whole need not be slimmed
+		} {
+			more, err := o.turn(ctx, step)
 			if err != nil {
 				return err
 			}
+			again = again || more
+		}
+		if err := o.sweep(ctx); err != nil {
+			return err
+		}
+		if err := o.vacuum(ctx); err != nil {
+			return err
 		}
 	}
-	if err := o.sweep(ctx); err != nil {
-		return err
-	}
-	return o.vacuum(ctx)
+	return nil
 }
 
-// pace takes retention's steps: as large as sliceTime allows, and, while results come
-// in, with a pause after each that leaves the intake most of the time.
+// turn takes steps of one kind, and reports whether more of them are due.
+func (o *Outbox) turn(ctx context.Context, step func(tx *transaction, n int64) (more bool, err error)) (more bool, err error) {
+	p := pace{o: o, n: sliceRows}
+	more = true
+	for taken := 0; more && taken < stepsOfTurn; taken++ {
+		err := p.do(ctx, func(tx *transaction, n int64) (err error) { more, err = step(tx, n); return err })
+		if err != nil {
+			return false, err
+		}
+	}
+	return more, nil
+}
+
+// pace takes retention's steps: as large as sliceTime allows, or as the intake asks
+// for, and, while results come in, with a pause after each that leaves the intake most
+// of the time.
 type pace struct {
 	o       *Outbox
 	n       int64 // what the next step may touch
@@ -91,10 +117,14 @@ func (p *pace) do(ctx context.Context, step func(tx *transaction, n int64) error
 		p.n = min(2*p.n, sliceRows)
 	}
 	p.o.mu.Lock()
-	idle := p.o.state.lastSeq == p.lastSeq
-	p.lastSeq = p.o.state.lastSeq
+	last := p.o.state.lastSeq
 	p.o.mu.Unlock()
-	if idle {
+	cameIn := last - p.lastSeq
+	if p.lastSeq > 0 { // else it was the first step, and this is no rate
+		p.n = max(p.n, min(stepPace*cameIn, sliceRows))
+	}
+	p.lastSeq = last
+	if cameIn == 0 {
 		return nil
 	}
 	select {

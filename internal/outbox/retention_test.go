@@ -264,3 +264,33 @@ func TestStaleIDs(t *testing.T) {
 		t.Errorf("the parked one: %+v %v", e, err)
 	}
 }
+
+// TestSweepHasItsTurn: results that come in faster than their like are pruned must not
+// keep the sweep from its turn. The indexes would grow without bound.
+func TestSweepHasItsTurn(t *testing.T) {
+	h := open(t, t.TempDir(), func(o *Options) { o.MaxRows, o.DedupRows = 20_000, 1000 })
+	for h.swept.Load() == 0 {
+		if h.lastSeq() > 1_000_000 {
+			t.Fatalf("no sweep in %d rows, of which %d are held", h.lastSeq(), h.stats().HeldRows)
+		}
+		h.add(results(t, 1000, `{}`)...)
+		h.MarkPublished(Publication{Through: h.lastSeq(), At: time.Now(), Topic: "t"})
+	}
+}
+
+// TestStepsFollowTheIntake: where the disk is slow, retention's steps are no smaller
+// than what came in since the last one asks for. Else it would never catch up.
+func TestStepsFollowTheIntake(t *testing.T) {
+	h := open(t, t.TempDir())
+	p := pace{o: h.Outbox, n: sliceRows}
+	for range 8 {
+		h.add(results(t, 200, `{}`)...)
+		err := p.do(context.Background(), func(*transaction, int64) error { time.Sleep(sliceTime + time.Millisecond); return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if p.n < 400 {
+		t.Errorf("a step may touch %d rows, while 200 come in between two", p.n)
+	}
+}
