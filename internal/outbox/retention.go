@@ -78,16 +78,16 @@ func (o *Outbox) retain(ctx context.Context) error {
 }
 
 // turn takes steps of one kind, and reports whether more of them are due.
-func (o *Outbox) turn(ctx context.Context, step func(tx *transaction, n int64) (more bool, err error)) (more bool, err error) {
+func (o *Outbox) turn(ctx context.Context, step func(tx *transaction, n int64) (more bool, err error)) (bool, error) {
 	p := pace{o: o, n: sliceRows}
-	more = true
-	for taken := 0; more && taken < stepsOfTurn; taken++ {
+	for range stepsOfTurn {
+		var more bool // the step's alone: where ctx ends first, it may still be taken
 		err := p.do(ctx, func(tx *transaction, n int64) (err error) { more, err = step(tx, n); return err })
-		if err != nil {
+		if err != nil || !more {
 			return false, err
 		}
 	}
-	return more, nil
+	return true, nil
 }
 
 // pace takes retention's steps: as large as sliceTime allows, or as the intake asks
