@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -290,8 +291,8 @@ func (tx *transaction) rollback(cause error) error {
 		fatal := fmt.Errorf("%w: cannot roll back: %w (after %w)", ErrBroken, err, cause)
 		o.fatal.CompareAndSwap(nil, &fatal)
 	}
-	if cut := o.whole(); isDamage(cause) && cut != nil {
-		cause = cut // says more
+	if isDamage(cause) {
+		cause = cmp.Or(o.whole(), cause) // what was cut, where that is it, says more
 	}
 	return o.judge(cause)
 }
