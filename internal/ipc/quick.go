@@ -278,19 +278,17 @@ func (q *quickConn) takeField(name, value []byte, length *int64) bool {
 		return first && err == nil && n <= quickBody
 	case "Connection":
 		return bytes.EqualFold(value, []byte("keep-alive"))
-	case "Content-Type":
-		if string(value) == jsonType[0] {
-			break
-		}
-		fallthrough
 	default:
-		_, repeated := q.req.Header[known]
-		q.req.Header[known] = []string{string(value)}
-		return !repeated
+		if _, repeated := q.req.Header[known]; repeated {
+			return false
+		}
+		if string(value) == jsonType[0] {
+			q.req.Header[known] = jsonType
+		} else {
+			q.req.Header[known] = []string{string(value)}
+		}
+		return true
 	}
-	_, repeated := q.req.Header[known]
-	q.req.Header[known] = jsonType
-	return !repeated
 }
 
 // plainText is true for visible ASCII and the spaces within it.
