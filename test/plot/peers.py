@@ -132,7 +132,7 @@ class Aims:
             return
         median = statistics.median(values)
         met = median >= bound if sign == "≥" else median <= bound
-        self.rows.append([aim, what, f"{sign} {bound:g}{unit}", spread(values) + unit, "met" if met else "**missed**"])
+        self.rows.append([aim, what, f"{sign} {number(bound)}{unit}", spread(values) + unit, "met" if met else "**missed**"])
 
     def table(self) -> str:
         return table(["aim", "what", "wanted", "measured", ""], self.rows)
