@@ -195,7 +195,7 @@ bench-python: build kafka $(VENV)/dev.stamp ## The Python client beside a bare e
 
 .PHONY: bench-fleet
 bench-fleet: need-go need-fleet kafka $(STATIC) ## Many sidecars beside one broker, in both modes of delivery (FLEET=200: 5 minutes)
-	go test -tags kafka -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 1x -timeout 20m ./test/bench -sidecar $(CURDIR)/$(STATIC) -fleet $(FLEET) -for 30s -fleet-samples $(CURDIR)/docs/performance/fleet.json
+	go test -tags kafka -run '^$$' -bench '^BenchmarkFleet$$' -benchtime 1x -timeout 20m ./test/bench -sidecar $(CURDIR)/$(STATIC) -fleet $(FLEET) -for 30s -samples $(CURDIR)/docs/performance/fleet.json
 	@$(MAKE) --no-print-directory plots
 FLEET ?= 200
 

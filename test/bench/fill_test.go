@@ -22,6 +22,7 @@ import (
 	"workflow-results-sidecar/internal/metrics"
 	"workflow-results-sidecar/internal/outbox"
 	"workflow-results-sidecar/internal/result"
+	"workflow-results-sidecar/internal/testkit"
 )
 
 // largeRows and largeBytes are limits that nothing here reaches.
@@ -113,15 +114,15 @@ const commitBatch = 4096
 
 // makeResults decodes n events of 1 KiB each, as the socket does.
 func makeResults(first, n int, ids func(int) (event, correlation uuid.UUID)) ([]result.Result, error) {
-	text := event()
-	eventAt := strings.Index(text, placeholder)
-	correlationAt := eventAt + len(placeholder) + strings.Index(text[eventAt+len(placeholder):], placeholder)
+	text := testkit.Event()
+	eventAt := strings.Index(text, testkit.PlaceholderID)
+	correlationAt := eventAt + len(testkit.PlaceholderID) + strings.Index(text[eventAt+len(testkit.PlaceholderID):], testkit.PlaceholderID)
 	rs, now := make([]result.Result, n), time.Now()
 	for i := range rs {
 		line := []byte(text)
 		event, correlation := ids(first + i)
-		encodeID(line[eventAt:], event)
-		encodeID(line[correlationAt:], correlation)
+		result.AppendUUID(line[eventAt:eventAt], event)
+		result.AppendUUID(line[correlationAt:correlationAt], correlation)
 		var err error
 		if rs[i], err = result.Decode(line, now); err != nil {
 			return nil, err

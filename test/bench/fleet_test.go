@@ -5,7 +5,6 @@ package bench
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -32,10 +31,9 @@ import (
 )
 
 var (
-	fleetSize    = flag.Int("fleet", 20, "how many sidecars BenchmarkFleet starts")
-	fleetRate    = flag.Float64("fleet-rate", 1, "results per second that each of them is given")
-	fleetIdle    = flag.Duration("fleet-idle", time.Minute, "how long they are watched idle; a sidecar looks at its topics once a minute")
-	fleetSamples = flag.String("fleet-samples", "", "where BenchmarkFleet writes its samples (JSON)")
+	fleetSize = flag.Int("fleet", 20, "how many sidecars BenchmarkFleet starts")
+	fleetRate = flag.Float64("fleet-rate", 1, "results per second that each of them is given")
+	fleetIdle = flag.Duration("fleet-idle", time.Minute, "how long they are watched idle; a sidecar looks at its topics once a minute")
 )
 
 // startedAtOnce is how many sidecars of a fleet start at a time: a fleet's own
@@ -91,16 +89,12 @@ type fleetSample struct {
 // BenchmarkFleet starts many sidecars beside one broker, each with its own outbox,
 // gives each a few results, and lets them be idle: what one broker has to bear.
 func BenchmarkFleet(b *testing.B) {
-	out := newBook("")
 	found := struct {
-		Date    string        `json:"date"`
-		CPUs    int           `json:"cpus"`
-		Kernel  string        `json:"kernel"`
-		Seconds float64       `json:"seconds_per_run"`
+		*book
 		Idle    float64       `json:"seconds_idle"`
 		Rate    float64       `json:"results_per_second_each"`
 		Samples []fleetSample `json:"samples"`
-	}{out.Date, out.CPUs, out.Kernel, out.Seconds, fleetIdle.Seconds(), *fleetRate, nil}
+	}{book: newBook(""), Idle: fleetIdle.Seconds(), Rate: *fleetRate}
 	for _, delivery := range []string{"exactly-once", "at-least-once"} {
 		b.Run(delivery, func(b *testing.B) {
 			for b.Loop() {
@@ -116,16 +110,7 @@ func BenchmarkFleet(b *testing.B) {
 			}
 		})
 	}
-	if *fleetSamples == "" {
-		return
-	}
-	text, err := json.MarshalIndent(found, "", " ")
-	if err == nil {
-		err = os.WriteFile(*fleetSamples, append(text, '\n'), 0o644)
-	}
-	if err != nil {
-		b.Fatal(err)
-	}
+	writeSamples(b, found)
 }
 
 type fleet struct {
@@ -509,12 +494,12 @@ func (a *arrivals) take(fetches kgo.Fetches, at time.Time) {
 
 // send sends a result to one sidecar every so often.
 func (a *arrivals) send(ctx context.Context, socket string, every time.Duration) error {
-	c, err := dial(socket)
+	c, err := testkit.DialBare(socket)
 	if err != nil {
 		return err
 	}
-	defer c.conn.Close()
-	req := single()
+	defer c.Close()
+	req := testkit.SingleRequest()
 	next := time.NewTimer(rand.N(every))
 	defer next.Stop()
 	for {
@@ -524,11 +509,11 @@ func (a *arrivals) send(ctx context.Context, socket string, every time.Duration)
 		case <-next.C:
 			next.Reset(every)
 		}
-		req.renew()
+		req.Renew()
 		a.mu.Lock()
 		a.sent[correlationOf(req)] = time.Now()
 		a.mu.Unlock()
-		status, err := c.post(req.bytes)
+		status, err := c.Post(req.Bytes)
 		if err := cmp.Or(err, unexpected(status)); err != nil {
 			return fmt.Errorf("%s: %w", filepath.Dir(socket), err)
 		}

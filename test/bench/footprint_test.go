@@ -37,7 +37,7 @@ func BenchmarkFootprint(b *testing.B) {
 		for b.Loop() {
 			p := newPlace(b, kafka, "exactly-once")
 			p.startPublishing()
-			runLoad(b, p.socket, 64, *duration, http.StatusCreated, single)
+			runLoad(b, p.socket, 64, *duration, http.StatusCreated, testkit.SingleRequest)
 			reportMemory(b, p)
 			p.drained()
 			p.stop()

@@ -125,7 +125,7 @@ func filled(rows int) string { return fmt.Sprintf("%d", rows) }
 // add takes one sample.
 func (g *growth) add(b *testing.B, s growthSample, run func(*testing.B, *growthSample)) {
 	b.Helper()
-	s.Payload = int64(s.Rows) * eventBytes
+	s.Payload = int64(s.Rows) * testkit.EventBytes
 	name := strings.TrimSuffix(s.What+"/"+strings.ReplaceAll(s.How, " ", "-"), "/")
 	b.Run(fmt.Sprintf("round=%d/%s/rows=%d", s.Round, name, s.Rows), func(b *testing.B) {
 		unix.Sync() // what the run before left to be written is not this one's
@@ -228,13 +228,13 @@ func (g *growth) start(b *testing.B, s *growthSample) {
 	p.execute()
 	c := connect(b, p.socket)
 	s.Open = inMilliseconds(time.Since(began))
-	first := single()
-	first.renew()
-	if status, err := c.post(first.bytes); err != nil || status != http.StatusCreated {
+	first := testkit.SingleRequest()
+	first.Renew()
+	if status, err := c.Post(first.Bytes); err != nil || status != http.StatusCreated {
 		b.Fatalf("the first result: %d %v", status, err)
 	}
 	s.Durable = inMilliseconds(time.Since(began))
-	if err := c.conn.Close(); err != nil {
+	if err := c.Close(); err != nil {
 		b.Fatal(err)
 	}
 	s.Peak = memory(b, p.process.PID(), "VmHWM")
@@ -245,11 +245,11 @@ func (g *growth) start(b *testing.B, s *growthSample) {
 }
 
 // connect waits for a socket that takes connections.
-func connect(b *testing.B, socket string) (c *client) {
+func connect(b *testing.B, socket string) (c *testkit.BareClient) {
 	b.Helper()
 	poll(b, 500*time.Microsecond, time.Minute, func(context.Context) (bool, any) {
 		var err error
-		c, err = dial(socket)
+		c, err = testkit.DialBare(socket)
 		return err == nil, err
 	})
 	return c
@@ -371,7 +371,7 @@ func watch(b *testing.B, socket string, d time.Duration, done <-chan struct{}) [
 	for range conns {
 		wg.Go(func() {
 			var own []answered
-			err := sendEach(ctx, socket, http.StatusCreated, single(), func(sent, end time.Time) {
+			err := sendEach(ctx, socket, http.StatusCreated, testkit.SingleRequest(), func(sent, end time.Time) {
 				own = append(own, answered{end.Sub(start), end.Sub(sent)})
 			})
 			mu.Lock()

@@ -20,19 +20,19 @@ func BenchmarkIntake(b *testing.B) {
 	for _, conns := range []int{1, 64} {
 		for _, delivery := range []string{"exactly-once", "at-least-once"} {
 			b.Run(fmt.Sprintf("conns=%d/%s", conns, delivery), func(b *testing.B) {
-				benchIntake(b, kafka, delivery, conns, 1, single)
+				benchIntake(b, kafka, delivery, conns, 1, testkit.SingleRequest)
 			})
 		}
 		b.Run(fmt.Sprintf("conns=%d/broker-away", conns), func(b *testing.B) {
-			benchIntake(b, nowhere, "exactly-once", conns, 1, single)
+			benchIntake(b, nowhere, "exactly-once", conns, 1, testkit.SingleRequest)
 		})
 	}
-	batch := func() *request { return ndjson(256) }
+	batch := func() *testkit.BareRequest { return testkit.BatchRequest(256) }
 	b.Run("batch=256/exactly-once", func(b *testing.B) { benchIntake(b, kafka, "exactly-once", 1, 256, batch) })
 	b.Run("batch=256/broker-away", func(b *testing.B) { benchIntake(b, nowhere, "exactly-once", 1, 256, batch) })
 }
 
-func benchIntake(b *testing.B, broker, delivery string, conns, rows int, newRequest func() *request) {
+func benchIntake(b *testing.B, broker, delivery string, conns, rows int, newRequest func() *testkit.BareRequest) {
 	want := http.StatusCreated
 	if rows > 1 {
 		want = http.StatusOK

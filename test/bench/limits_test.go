@@ -105,7 +105,7 @@ func commitRows(b *testing.B, rows int, pause time.Duration) measured {
 	if err != nil {
 		b.Fatal(err)
 	}
-	body := []byte(event())
+	body := []byte(testkit.Event())
 	return repeat(b, pause, func() error {
 		tx, err := db.Begin()
 		if err != nil {
@@ -138,7 +138,7 @@ func BenchmarkLimitHTTP(b *testing.B) {
 					_, _ = io.Copy(io.Discard, r.Body)
 					w.WriteHeader(http.StatusCreated)
 				}))
-				runLoad(b, socket, conns, *duration, http.StatusCreated, single).report(b, 1, "answers/s")
+				runLoad(b, socket, conns, *duration, http.StatusCreated, testkit.SingleRequest).report(b, 1, "answers/s")
 			}
 		})
 	}
@@ -188,7 +188,7 @@ func bareTransactions(b *testing.B, kafka *testkit.Kafka, records int, pause tim
 	t := newTopic(b, kafka)
 	cl := kafka.Client(b, kgo.TransactionalID(t.name), kgo.ProducerLinger(0), kgo.ConcurrentTransactionsBackoff(2*time.Millisecond),
 		kgo.RetryBackoffFn(func(n int) time.Duration { return time.Millisecond << min(n, 10) }))
-	body := []byte(event())
+	body := []byte(testkit.Event())
 	batch := make([]*kgo.Record, records)
 	return repeat(b, pause, func() error {
 		if err := cl.BeginTransaction(); err != nil {
@@ -215,7 +215,7 @@ func produceAlone(b *testing.B, kafka *testkit.Kafka) measured {
 	b.Helper()
 	t := newTopic(b, kafka)
 	cl := kafka.Client(b)
-	body := []byte(event())
+	body := []byte(testkit.Event())
 	var failed atomic.Pointer[error]
 	var m measured
 	start := time.Now()

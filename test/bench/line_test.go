@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"workflow-results-sidecar/internal/testkit"
@@ -25,7 +24,7 @@ func BenchmarkLine(b *testing.B) {
 				p := newPlace(b, kafka, delivery)
 				p.startPublishing()
 				start := time.Now()
-				m := runLoad(b, p.socket, 64, *duration, http.StatusCreated, single)
+				m := runLoad(b, p.socket, 64, *duration, http.StatusCreated, testkit.SingleRequest)
 				p.drained()
 				perSecond(b, m.requests, time.Since(start), "results/s")
 				milliseconds(b, time.Since(start)-m.elapsed, "drain-ms")
@@ -70,15 +69,15 @@ func publishBacklog(b *testing.B, kafka *testkit.Kafka, delivery string) (int, t
 // fill puts n results in, in batches of 1024.
 func fill(b *testing.B, socket string, n int) {
 	b.Helper()
-	c, err := dial(socket)
+	c, err := testkit.DialBare(socket)
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer c.conn.Close()
-	req := ndjson(1024)
+	defer c.Close()
+	req := testkit.BatchRequest(1024)
 	for sent := 0; sent < n; sent += 1024 {
-		req.renew()
-		if status, err := c.post(req.bytes); err != nil || status != http.StatusOK {
+		req.Renew()
+		if status, err := c.Post(req.Bytes); err != nil || status != http.StatusOK {
 			b.Fatalf("batch: %d %v", status, err)
 		}
 	}
@@ -106,24 +105,24 @@ func visible(b *testing.B, kafka *testkit.Kafka, delivery string) (m measured, p
 	p := newPlace(b, kafka.Addr(), delivery)
 	p.startPublishing()
 	reader := kafka.Client(b, kgo.ConsumeTopics(p.topic), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.FetchMaxWait(time.Second))
-	c, err := dial(p.socket)
+	c, err := testkit.DialBare(p.socket)
 	if err != nil {
 		b.Fatal(err)
 	}
-	req := single()
+	req := testkit.SingleRequest()
 	m = repeat(b, 0, func() error { return postAndSee(b.Context(), c, req, reader, &posts) })
 	slices.Sort(posts)
-	if err := c.conn.Close(); err != nil {
+	if err := c.Close(); err != nil {
 		b.Fatal(err)
 	}
 	p.stop()
 	return m, posts
 }
 
-func postAndSee(ctx context.Context, c *client, req *request, reader *kgo.Client, posts *[]time.Duration) error {
-	req.renew()
+func postAndSee(ctx context.Context, c *testkit.BareClient, req *testkit.BareRequest, reader *kgo.Client, posts *[]time.Duration) error {
+	req.Renew()
 	start := time.Now()
-	if _, err := c.post(req.bytes); err != nil {
+	if _, err := c.Post(req.Bytes); err != nil {
 		return err
 	}
 	*posts = append(*posts, time.Since(start))
@@ -142,7 +141,6 @@ func postAndSee(ctx context.Context, c *client, req *request, reader *kgo.Client
 }
 
 // correlationOf is the second ID of a request for one event.
-func correlationOf(r *request) string {
-	text := string(r.bytes[r.ids[1] : r.ids[1]+36])
-	return uuid.MustParse(text).String()
+func correlationOf(r *testkit.BareRequest) string {
+	return string(r.ID(1))
 }

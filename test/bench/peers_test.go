@@ -22,7 +22,7 @@ import (
 
 var (
 	rounds      = flag.Int("rounds", 1, "how often BenchmarkPeers and BenchmarkGrowth measure each thing")
-	samplesFile = flag.String("samples", "", "where BenchmarkPeers or BenchmarkGrowth writes its samples (JSON)")
+	samplesFile = flag.String("samples", "", "where BenchmarkPeers, BenchmarkGrowth or BenchmarkFleet writes its samples (JSON)")
 )
 
 // sample is what one run of one system showed. What a system does not have is 0:
@@ -183,7 +183,7 @@ type server struct {
 	pid     int
 	address string
 	want    int // status of an answer
-	request func() *request
+	request func() *testkit.BareRequest
 	rows    int               // results in a request
 	arrived func(results int) // waits until so many are in Kafka; nil: it publishes nothing
 }
@@ -191,16 +191,16 @@ type server struct {
 // measure sends one request to wake everything up, and then the load.
 func (s server) measure(b *testing.B, conns int) sample {
 	b.Helper()
-	c, err := dial(s.address)
+	c, err := testkit.DialBare(s.address)
 	if err != nil {
 		b.Fatal(err)
 	}
 	first := s.request()
-	first.renew()
-	if status, err := c.post(first.bytes); err != nil || status != s.want {
+	first.Renew()
+	if status, err := c.Post(first.Bytes); err != nil || status != s.want {
 		b.Fatalf("the first request: %d %v", status, err)
 	}
-	if err := c.conn.Close(); err != nil {
+	if err := c.Close(); err != nil {
 		b.Fatal(err)
 	}
 	if s.arrived != nil {
@@ -223,10 +223,10 @@ func runSidecar(b *testing.B, kafka *testkit.Kafka, delivery string, conns, rows
 	b.Helper()
 	p := newPlace(b, kafka.Addr(), delivery)
 	p.startPublishing()
-	s := server{pid: p.process.PID(), address: p.socket, want: http.StatusCreated, request: single, rows: rows,
+	s := server{pid: p.process.PID(), address: p.socket, want: http.StatusCreated, request: testkit.SingleRequest, rows: rows,
 		arrived: func(int) { p.drained() }}
 	if rows > 1 {
-		s.want, s.request = http.StatusOK, func() *request { return ndjson(rows) }
+		s.want, s.request = http.StatusOK, func() *testkit.BareRequest { return testkit.BatchRequest(rows) }
 	}
 	out := s.measure(b, conns)
 	p.stop()

@@ -67,7 +67,9 @@ func runBento(b *testing.B, kafka *testkit.Kafka, form string, conns int) sample
 	p := testkit.StartProcess(b, "Bento", cmd)
 	awaitListening(b, p, address)
 	s := server{pid: p.PID(), address: address, want: http.StatusOK, rows: 1, arrived: t.await,
-		request: func() *request { return newRequest("/post", "application/json", event()) }}.measure(b, conns)
+		request: func() *testkit.BareRequest {
+			return testkit.NewBareRequest("/post", "application/json", testkit.Event())
+		}}.measure(b, conns)
 	p.Kill(b) // there is nothing left that an orderly end would save
 	return s
 }
@@ -79,7 +81,7 @@ func runAiokafka(b *testing.B, kafka *testkit.Kafka, concurrent int) sample {
 	t := newTopic(b, kafka)
 	p := testkit.StartProcess(b, "aiokafka", exec.Command(benchPython, filepath.Join("peers", "aiokafka", "load.py"),
 		"--brokers", kafka.Addr(), "--topic", t.name, "--concurrent", fmt.Sprint(concurrent),
-		"--seconds", fmt.Sprint(duration.Seconds()), "--size", fmt.Sprint(eventBytes)))
+		"--seconds", fmt.Sprint(duration.Seconds()), "--size", fmt.Sprint(testkit.EventBytes)))
 	if code := p.Wait(b); code != 0 {
 		b.Fatalf("aiokafka ended with %d", code)
 	}
@@ -142,11 +144,11 @@ func sendLines(ctx context.Context, address string, n int) ([]time.Duration, err
 	if err := conn.(*net.UnixConn).SetWriteBuffer(4096); err != nil { // what lies in buffers is nobody's throughput
 		return nil, err
 	}
-	line := newRequest("", "", event()+"\n")
-	body := line.bytes[slices.Index(line.bytes, '{'):]
+	line := testkit.NewBareRequest("", "", testkit.Event()+"\n")
+	body := line.Bytes[slices.Index(line.Bytes, '{'):]
 	var took []time.Duration
 	for ctx.Err() == nil && (n == 0 || len(took) < n) {
-		line.renew()
+		line.Renew()
 		start := time.Now()
 		if _, err := conn.Write(body); err != nil {
 			return nil, err
@@ -178,7 +180,7 @@ func runEmptyHandler(b *testing.B, conns int) sample {
 	cmd.Env = append(os.Environ(), handlerVariable+"="+socket)
 	p := testkit.StartProcess(b, "the empty handler", cmd)
 	awaitListening(b, p, socket)
-	s := server{pid: p.PID(), address: socket, want: http.StatusCreated, request: single, rows: 1}.measure(b, conns)
+	s := server{pid: p.PID(), address: socket, want: http.StatusCreated, request: testkit.SingleRequest, rows: 1}.measure(b, conns)
 	p.Kill(b)
 	return s
 }
@@ -192,11 +194,11 @@ func awaitListening(b *testing.B, p *testkit.Process, address string) {
 			b.Fatal("it ended before it listened")
 		default:
 		}
-		c, err := dial(address)
+		c, err := testkit.DialBare(address)
 		if err != nil {
 			return false, err
 		}
-		if err := c.conn.Close(); err != nil {
+		if err := c.Close(); err != nil {
 			b.Fatal(err)
 		}
 		return true, nil
