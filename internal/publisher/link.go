@@ -22,6 +22,11 @@ type link struct {
 	topics topics
 	id     uuid.UUID // of the outbox, as the transactional ID has it
 	home   int32     // the partition of this outbox's watermarks
+
+	producer struct { // as InitProducerId gave it; EndTxn may have raised the epoch since
+		id    int64
+		epoch int16
+	}
 }
 
 // transactionalID names the one producer of an outbox: a successor with the same
@@ -63,7 +68,10 @@ func (l *link) recover(ctx context.Context) error {
 	if err := l.fence(ctx); err != nil {
 		return err
 	}
-	w, err := readWatermark(ctx, l.p.opts.Client, l.topics.watermarks, l.id, l.p.source.WatermarkPosition())
+	if err := l.settle(ctx); err != nil {
+		return err
+	}
+	w, err := readWatermark(ctx, l.p.opts.Client, l.topics.watermarks, l.id, l.p.source.WatermarkPosition(), l.p.stall())
 	if err != nil {
 		return err
 	}
@@ -95,7 +103,8 @@ var errNewMode = fmt.Errorf("%w: delivery is at-least-once from here on", errAga
 func (l *link) fence(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
-	_, _, err := l.cl.ProducerID(ctx)
+	var err error
+	l.producer.id, l.producer.epoch, err = l.cl.ProducerID(ctx)
 	if errors.Is(err, kerr.TransactionalIDAuthorizationFailed) {
 		return fmt.Errorf("transactional ID %s: not authorised: grant this principal Write on the prefix %s, or choose --delivery at-least-once: %w", transactionalID(l.p.opts.Topic.Name, l.id), l.p.opts.Topic.Name+"-", err)
 	}
@@ -140,7 +149,7 @@ func (l *link) claim(ctx context.Context, readBefore bool) error {
 		return fmt.Errorf("claim the outbox ID: %w", err)
 	}
 	if !readBefore {
-		w, err := readWatermark(ctx, l.p.opts.Client, l.topics.watermarks, l.id, pub.Watermark)
+		w, err := readWatermark(ctx, l.p.opts.Client, l.topics.watermarks, l.id, pub.Watermark, l.p.stall())
 		if err != nil {
 			return err
 		}

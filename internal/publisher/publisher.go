@@ -217,6 +217,11 @@ func (p *Publisher) failed(err error) {
 	p.trouble.report(err)
 }
 
+// stall is how long the reading of watermarks waits for anything to come. The open
+// transactions of other sidecars have ended by then: Kafka gives one up after the
+// time-out, and looks every ten seconds.
+func (p *Publisher) stall() time.Duration { return 3 * p.opts.TransactionTimeout }
+
 // missing tells, once, that what proves our publications is gone.
 func (p *Publisher) missing(topic string) {
 	if !p.missed {

@@ -39,20 +39,22 @@ func (n newest) after(other newest) bool {
 //
 // It must be called after InitProducerId, which ends what an earlier producer
 // of ours had left open.
-func readWatermark(ctx context.Context, opts []kgo.Opt, topic TopicState, id uuid.UUID, hint outbox.WatermarkPosition) (*newest, error) {
+func readWatermark(ctx context.Context, opts []kgo.Opt, topic TopicState, id uuid.UUID, hint outbox.WatermarkPosition, stall time.Duration) (*newest, error) {
 	spans, err := watermarkSpans(ctx, opts, topic, hint)
 	if err != nil {
 		return nil, err
 	}
-	w, err := readSpans(ctx, opts, topic, id, spans)
+	w, err := readSpans(ctx, opts, topic, id, spans, kgo.ReadCommitted(), stall)
 	if err == nil && w == nil && hint != (outbox.WatermarkPosition{}) {
 		// What lay there is gone; since then we may have begun anew in another partition.
-		return readWatermark(ctx, opts, topic, id, outbox.WatermarkPosition{})
+		return readWatermark(ctx, opts, topic, id, outbox.WatermarkPosition{}, stall)
 	}
 	return w, err
 }
 
-func readSpans(ctx context.Context, opts []kgo.Opt, topic TopicState, id uuid.UUID, spans map[int32]span) (*newest, error) {
+// readSpans returns the newest watermark of the outbox in what spans name of the
+// topic's partitions. It takes out of spans what it has read.
+func readSpans(ctx context.Context, opts []kgo.Opt, topic TopicState, id uuid.UUID, spans map[int32]span, isolation kgo.IsolationLevel, stall time.Duration) (*newest, error) {
 	if len(spans) == 0 {
 		return nil, nil // there is none
 	}
@@ -62,7 +64,7 @@ func readSpans(ctx context.Context, opts []kgo.Opt, topic TopicState, id uuid.UU
 	}
 	cl, err := kgo.NewClient(append(opts[:len(opts):len(opts)],
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic.Name: offsets}),
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.FetchIsolationLevel(isolation),
 		kgo.FetchMaxWait(250*time.Millisecond), // closing waits for the fetch under way
 		kgo.KeepControlRecords(),               // they show progress where all records were aborted
 	)...)
@@ -72,7 +74,13 @@ func readSpans(ctx context.Context, opts []kgo.Opt, topic TopicState, id uuid.UU
 	defer cl.Close()
 	key, last := id.String(), make(map[int32]newest)
 	for len(spans) > 0 {
-		fetches := cl.PollFetches(ctx)
+		poll, cancel := context.WithTimeout(ctx, stall)
+		fetches := cl.PollFetches(poll)
+		stalled := poll.Err() != nil && ctx.Err() == nil
+		cancel()
+		if stalled {
+			return nil, fmt.Errorf("read watermarks: nothing came for %s: %w", stall, explainStall(ctx, cl, topic.Name, spans))
+		}
 		if err := errors.Join(ctx.Err(), fetches.Err()); err != nil {
 			if errors.Is(err, kerr.TopicAuthorizationFailed) {
 				err = fmt.Errorf("not authorised: grant this principal Read on topic %s, or choose --delivery at-least-once: %w", topic.Name, err)
@@ -99,6 +107,25 @@ func readSpans(ctx context.Context, opts []kgo.Opt, topic TopicState, id uuid.UU
 		}
 	}
 	return best, nil
+}
+
+// explainStall says why what is left of the partitions cannot be read.
+func explainStall(ctx context.Context, cl *kgo.Client, topic string, left map[int32]span) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	stable, err := kadm.NewClient(cl).ListCommittedOffsets(ctx, topic)
+	if err == nil {
+		err = stable.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("find the last stable offset: %w", err)
+	}
+	for p, s := range left {
+		if at, ok := stable.Lookup(topic, p); ok && at.Offset < s.until {
+			return fmt.Errorf("a transaction that is open since offset %d of partition %d of topic %s holds its readers back, this one too; where its producer is gone and Kafka does not end it, look with kafka-transactions.sh find-hanging --topic %s, and end it with abort --topic %s --partition %d --start-offset %d", at.Offset, p, topic, topic, topic, p, at.Offset)
+		}
+	}
+	return errors.New("the broker gives no records, and no error")
 }
 
 // watermarkSpans decides what must be read: everything, or, where the topic is

@@ -2,6 +2,7 @@ package publisher
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,7 +44,7 @@ func TestNewestWatermarkOfSeveralPartitions(t *testing.T) {
 		for name, hint := range map[string]outbox.WatermarkPosition{
 			"no hint": {}, "beyond the end": {TopicID: st.ID, Partition: newer, Offset: 1000},
 		} {
-			w, err := readWatermark(t.Context(), []kgo.Opt{kgo.SeedBrokers(fake.Addr())}, st, id, hint)
+			w, err := readWatermark(t.Context(), []kgo.Opt{kgo.SeedBrokers(fake.Addr())}, st, id, hint, time.Minute)
 			if err != nil || w == nil || w.Seq != 9 || w.partition != newer {
 				t.Errorf("%s: %+v %v, want seq 9 in partition %d", name, w, err, newer)
 			}
@@ -71,7 +72,7 @@ func TestWatermarkThatBeganAnewElsewhere(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w, err := readWatermark(t.Context(), []kgo.Opt{kgo.SeedBrokers(fake.Addr())}, st, id, outbox.WatermarkPosition{TopicID: st.ID})
+	w, err := readWatermark(t.Context(), []kgo.Opt{kgo.SeedBrokers(fake.Addr())}, st, id, outbox.WatermarkPosition{TopicID: st.ID}, time.Minute)
 	if err != nil || w == nil || w.partition != 1 {
 		t.Errorf("%+v %v", w, err)
 	}
@@ -161,5 +162,39 @@ func TestAClockThatWasWrongHoldsNothingUp(t *testing.T) {
 		if got := r.Timestamp.Sub(now); got != want {
 			t.Errorf("accepted %s ahead: the record is %s ahead, want %s", ahead, got, want)
 		}
+	}
+}
+
+// TestReadingThatIsHeldBackSaysByWhat: the open transaction of another producer ends
+// the wait with an error that names it, and never with "there is none".
+func TestReadingThatIsHeldBackSaysByWhat(t *testing.T) {
+	fake := testkit.StartFake(t)
+	topic := WatermarksTopic(ResultsTopic("results", 1, 1, nil))
+	st, err := EnsureTopic(t.Context(), kadm.NewClient(fake.Client(t)), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := uuid.New()
+	mark, err := watermarkRecord(topic.Name, 0, id, outbox.Watermark{Seq: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign := fake.Client(t, kgo.TransactionalID("foreign"))
+	if err := foreign.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	if err := foreign.ProduceSync(t.Context(), &kgo.Record{Topic: topic.Name, Key: []byte("foreign")}, mark).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	opts := []kgo.Opt{kgo.SeedBrokers(fake.Addr())}
+	w, err := readWatermark(t.Context(), opts, st, id, outbox.WatermarkPosition{}, time.Second)
+	if err == nil || w != nil || !strings.Contains(err.Error(), "since offset 0 of partition 0 of topic results-watermarks") || !strings.Contains(err.Error(), "kafka-transactions.sh") {
+		t.Fatalf("%+v %v", w, err)
+	}
+	if err := foreign.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+		t.Fatal(err)
+	}
+	if w, err := readWatermark(t.Context(), opts, st, id, outbox.WatermarkPosition{}, time.Minute); err != nil || w == nil || w.Seq != 7 {
+		t.Errorf("afterwards: %+v %v", w, err)
 	}
 }
