@@ -54,7 +54,7 @@ func (l *link) settle(ctx context.Context) error {
 	if commit {
 		ended = "committed"
 	}
-	l.p.log.Warn("Kafka had left a transaction of this outbox open, and readers could not get past it; it is ended now",
+	l.p.log.Warn("Kafka had left a transaction of this outbox open; it is ended now",
 		"ended", ended, "topic", l.topics.watermarks.Name, "partition", found[0].part, "offset", found[0].at.from, "outbox_id", l.id,
 		"help", "nothing is lost, and nothing is to be done; a broker that stops while a partition has no other replica does this (KAFKA-20734)")
 	return fmt.Errorf("%w: a hanging transaction was %s", errAgain, ended) // its end may have taken the producer's epoch
