@@ -39,6 +39,8 @@ type quickConn struct {
 	body   boundedBody
 	answer quickAnswer
 
+	readBy, writeBy time.Time // the deadlines that are set
+
 	mu     sync.Mutex
 	asleep bool
 }
@@ -181,7 +183,18 @@ func (q *quickConn) sleep(patience time.Duration) bool {
 		return false
 	}
 	q.asleep = true
-	return q.conn.SetReadDeadline(time.Now().Add(patience)) == nil
+	return extend(&q.readBy, time.Now(), patience, q.conn.SetReadDeadline) == nil
+}
+
+// extend sets a deadline, unless one is set that comes hardly earlier: to set two for
+// each request costs more than to read it.
+func extend(deadline *time.Time, now time.Time, patience time.Duration, set func(time.Time) error) error {
+	until := now.Add(patience)
+	if earlier := until.Sub(*deadline); earlier >= 0 && earlier < patience/64 {
+		return nil
+	}
+	*deadline = until
+	return set(until)
 }
 
 // wake ends the wait for a next request.
@@ -208,9 +221,9 @@ func (q *quickConn) exchange(length int64) (more bool) {
 	q.body.left, q.req.ContentLength = length, length
 	q.answer.reset()
 	now, opts := time.Now(), &q.srv.opts
-	err := q.conn.SetWriteDeadline(now.Add(opts.ReadTimeout + opts.WriteTimeout))
+	err := extend(&q.writeBy, now, opts.ReadTimeout+opts.WriteTimeout, q.conn.SetWriteDeadline)
 	if err == nil && length > int64(q.r.Buffered()) {
-		err = q.conn.SetReadDeadline(now.Add(opts.ReadTimeout))
+		err = extend(&q.readBy, now, opts.ReadTimeout, q.conn.SetReadDeadline)
 	}
 	if err != nil {
 		return false

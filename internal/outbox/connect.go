@@ -53,7 +53,10 @@ func (c connector) dsn() string {
 	})
 }
 
+// fileURI names a file and how to open it. A connection is used by one goroutine at a
+// time, as database/sql has it, so SQLite need not lock it against a second.
 func fileURI(path string, q url.Values) string {
+	q.Set("_mutex", "no")
 	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String()
 }
 

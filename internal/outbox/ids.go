@@ -77,19 +77,22 @@ func (o *Outbox) loadRecent(ctx context.Context) error {
 	return nil
 }
 
-// lookUpAll asks the index once for those event IDs of a batch, of n results, that
-// are not in memory; find then answers by it. One alone it leaves to find.
+// lookUpAll finds those event IDs of a batch, of n results, that are held: by one look
+// into memory, and one into the index. One ID alone it leaves to find.
 func (tx *transaction) lookUpAll(batch []*request, n int) error {
 	const size = len(uuid.UUID{})
 	if n == 1 {
 		return nil
 	}
 	o, ids := tx.o, make([]byte, 0, n*size)
+	tx.known = make(map[uuid.UUID]int64, n)
 	o.mu.Lock()
 	for _, r := range batch {
 		for i := range r.results {
 			id := r.results[i].EventID
-			if _, found := o.recent[id]; !found {
+			if row, found := o.recent[id]; found {
+				tx.known[id] = row.seq
+			} else {
 				ids = append(ids, id[:]...)
 			}
 		}
@@ -106,26 +109,28 @@ func (tx *transaction) lookUpAll(batch []*request, n int) error {
 		if err := rows.Scan(&id, &seq); err != nil {
 			return fmt.Errorf("look up event IDs: %w", err)
 		}
-		if tx.indexed == nil {
-			tx.indexed = make(map[uuid.UUID]int64)
-		}
-		tx.indexed[id] = seq
+		tx.known[id] = seq
 	}
-	tx.lookedUp = true
+	tx.allLookedUp = true
 	return rows.Err()
+}
+
+// lookAgain forgets what was looked up: rows that were held may be no more.
+func (tx *transaction) lookAgain() {
+	tx.allLookedUp = false
+	maps.DeleteFunc(tx.known, func(_ uuid.UUID, seq int64) bool { return seq < tx.first })
 }
 
 // find tells whether an event ID is held, this very transaction included.
 func (tx *transaction) find(id uuid.UUID) (seq int64, found bool, err error) {
+	if seq, found = tx.known[id]; found || tx.allLookedUp {
+		return seq, found, nil
+	}
 	tx.o.mu.Lock()
 	row, found := tx.o.recent[id]
 	tx.o.mu.Unlock()
 	if found && tx.forgotten[id] != row.seq {
 		return row.seq, true, nil
-	}
-	if tx.lookedUp {
-		seq, found = tx.indexed[id]
-		return seq, found, nil
 	}
 	err = tx.o.stmts.seqOf.QueryRow(id[:]).Scan(&seq)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -137,25 +142,11 @@ func (tx *transaction) find(id uuid.UUID) (seq int64, found bool, err error) {
 	return seq, true, nil
 }
 
-// remember makes a new row known at once, to the rest of its transaction.
-// Readers look for the row itself and do not see it before its commit.
+// remember makes a new row known to the rest of its transaction.
 func (tx *transaction) remember(r *result.Result, seq, size int64) {
-	tx.o.mu.Lock()
-	defer tx.o.mu.Unlock()
-	tx.appended = append(tx.appended, appendedRow{result: r, seq: seq, size: size, before: tx.o.recent[r.EventID]})
-	tx.o.recent[r.EventID] = recentRow{seq: seq, correlation: r.CorrelationID}
-}
-
-// forgetRemembered undoes remember.
-func (tx *transaction) forgetRemembered() {
-	tx.o.mu.Lock()
-	defer tx.o.mu.Unlock()
-	for _, a := range slices.Backward(tx.appended) {
-		if a.before.seq == 0 {
-			delete(tx.o.recent, a.result.EventID)
-		} else {
-			tx.o.recent[a.result.EventID] = a.before
-		}
+	tx.appended = append(tx.appended, appendedRow{result: r, seq: seq, size: size})
+	if tx.known != nil { // else there is no second result in it
+		tx.known[r.EventID] = seq
 	}
 }
 
@@ -163,9 +154,12 @@ func (tx *transaction) forgetRemembered() {
 func (tx *transaction) settleRecent() {
 	o := tx.o
 	for id, seq := range tx.forgotten {
-		if o.recent[id].seq == seq { // else the same ID came in again
+		if o.recent[id].seq == seq {
 			delete(o.recent, id)
 		}
+	}
+	for _, a := range tx.appended {
+		o.recent[a.result.EventID] = recentRow{seq: a.seq, correlation: a.result.CorrelationID}
 	}
 	maps.Copy(o.recent, tx.moved)
 	if tx.merged > 0 {
@@ -205,7 +199,7 @@ func (tx *transaction) forgetRow(id uuid.UUID, seq int64) {
 
 // unindex takes a row out of the indexes, whether or not it is in them.
 func (tx *transaction) unindex(seq int64) error {
-	tx.lookedUp = false // what it had found may be gone
+	tx.lookAgain()
 	const row = ` FROM results WHERE seq = ?`
 	return errors.Join(
 		tx.exec(`DELETE FROM event_ids WHERE event_id IN (SELECT event_id`+row+`)`, seq),

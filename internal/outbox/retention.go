@@ -215,7 +215,7 @@ func (tx *transaction) prune(through, n int64) (more bool, err error) {
 	if err := tx.forget(from, to); err != nil {
 		return false, err
 	}
-	tx.lookedUp = false // what it had found may be gone
+	tx.lookAgain()
 	return to < through, errors.Join(
 		tx.exec(`DELETE FROM results`+where, from, to),
 		tx.exec(`DELETE FROM publications WHERE through <= ?`, to))

@@ -45,13 +45,14 @@ type transaction struct {
 	rows  int64 // appended
 	bytes int64
 
-	lookedUp   bool                    // indexed has what the index knows of the batch's event IDs
-	indexed    map[uuid.UUID]int64     // their seqs
-	rearranges bool                    // it may do more with pending rows than append them
-	appended   []appendedRow           // put into o.recent already; taken out again on a rollback
-	moved      map[uuid.UUID]recentRow // put into o.recent with the commit
-	forgotten  map[uuid.UUID]int64     // seqs of rows that are deleted; taken out of o.recent with the commit
-	merged     int64                   // rows up to it are in the indexes from this commit on
+	first       int64                   // the seq of the first row that it appends
+	known       map[uuid.UUID]int64     // seqs by event ID: those of the batch that were found, and of the rows appended
+	allLookedUp bool                    // the batch's other event IDs are not held
+	rearranges  bool                    // it may do more with pending rows than append them
+	appended    []appendedRow           // put into o.recent with the commit, like
+	moved       map[uuid.UUID]recentRow // these
+	forgotten   map[uuid.UUID]int64     // seqs of rows that are deleted; taken out of o.recent with the commit
+	merged      int64                   // rows up to it are in the indexes from this commit on
 }
 
 // appendedRow is a row that a transaction has inserted.
@@ -59,7 +60,6 @@ type appendedRow struct {
 	result *result.Result // the caller's
 	seq    int64
 	size   int64
-	before recentRow // what stood in o.recent: a row that the transaction pruned, or nothing (seq 0)
 }
 
 // lead lets a caller who finds nobody writing commit what is queued itself, its
@@ -240,7 +240,7 @@ func (o *Outbox) commit(do func(*transaction) error) error {
 	o.committing.Store(time.Now().UnixNano())
 	defer o.committing.Store(0)
 	o.mu.Lock()
-	tx := &transaction{o: o, state: o.state, now: o.opts.Now()}
+	tx := &transaction{o: o, state: o.state, first: o.state.lastSeq + 1, now: o.opts.Now()}
 	marks := o.unmarked[:len(o.unmarked):len(o.unmarked)]
 	o.mu.Unlock()
 	if err := o.transact(tx, do, marks); err != nil {
@@ -285,7 +285,6 @@ func (o *Outbox) transact(tx *transaction, do func(*transaction) error, marks []
 // let later rows ride on an unknown one, so that ends the process.
 func (tx *transaction) rollback(cause error) error {
 	o := tx.o
-	tx.forgetRemembered()
 	_, err := o.conn.ExecContext(context.Background(), `ROLLBACK`)
 	if inTransaction(o.conn) {
 		fatal := fmt.Errorf("%w: cannot roll back: %w (after %w)", ErrBroken, err, cause)
