@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"database/sql/driver"
 	"fmt"
 	"time"
 
@@ -100,8 +101,12 @@ func (tx *transaction) append(r *result.Result) (Outcome, error) {
 		}
 	}
 	seq = tx.state.lastSeq + 1
-	_, err = tx.o.stmts.insert.Exec(seq, r.EventID[:], r.CorrelationID[:], r.WorkflowID, r.WorkflowRunID, string(r.Status),
-		tx.now.UnixMicro(), r.Timestamp.Format(time.RFC3339Nano), size, r.Digest[:], r.TraceParent, r.TraceState, r.Error, r.Payload)
+	var cause driver.Value
+	if r.Error != nil {
+		cause = *r.Error
+	}
+	err = tx.o.stmts.insert.row(seq, r.EventID[:], r.CorrelationID[:], r.WorkflowID, r.WorkflowRunID, string(r.Status),
+		tx.now.UnixMicro(), r.Timestamp.Format(time.RFC3339Nano), size, r.Digest[:], r.TraceParent, r.TraceState, cause, []byte(r.Payload))
 	if err != nil {
 		return Outcome{}, fmt.Errorf("insert result: %w", err)
 	}

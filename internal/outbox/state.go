@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 
@@ -81,7 +82,8 @@ const indexEntries = ` WITH RECURSIVE entries (start) AS (VALUES (1) UNION ALL S
 
 // statements are the writer's, prepared once.
 type statements struct {
-	insert, held, update         *sql.Stmt
+	insert                       rowInsert
+	held, update                 *sql.Stmt
 	seqOf, seqsOf                *sql.Stmt // of one event ID, and of those that lie in a blob one after the other
 	indexEvent, indexCorrelation *sql.Stmt
 }
@@ -94,8 +96,6 @@ func (s *statements) prepare(ctx context.Context, conn *sql.Conn) error {
 		stmt **sql.Stmt
 		text string
 	}{
-		{&s.insert, `INSERT INTO results (seq, event_id, correlation_id, workflow_id, workflow_run_id, status, accepted_at, timestamp, size, digest, traceparent, tracestate, error, result)
-			VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)`},
 		{&s.seqOf, `SELECT seq FROM (SELECT seq FROM event_ids WHERE event_id = ?) i` + ofARow},
 		{&s.seqsOf, `WITH RECURSIVE ids (start) AS (VALUES (1) UNION ALL SELECT start + 16 FROM ids WHERE start + 16 < ?2)
 			SELECT event_id, seq FROM ids CROSS JOIN event_ids i ON event_id = substr(?1, start, 16)` + ofARow},
@@ -111,17 +111,62 @@ func (s *statements) prepare(ctx context.Context, conn *sql.Conn) error {
 		}
 		*p.stmt = stmt
 	}
-	return nil
+	return s.insert.prepare(conn)
 }
 
 func (s *statements) close() error {
-	var errs []error
-	for _, stmt := range []*sql.Stmt{s.insert, s.seqOf, s.seqsOf, s.held, s.update, s.indexEvent, s.indexCorrelation} {
+	errs := []error{s.insert.close()}
+	for _, stmt := range []*sql.Stmt{s.seqOf, s.seqsOf, s.held, s.update, s.indexEvent, s.indexCorrelation} {
 		if stmt != nil {
 			errs = append(errs, stmt.Close())
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// rowInsert inserts a row, by the driver's own statement. database/sql would allocate
+// each value twice, and the driver's Exec enters C for each; its Query does so once for
+// all of them, and takes the step too.
+type rowInsert struct {
+	stmt driver.Stmt
+	args [14]driver.NamedValue
+}
+
+func (i *rowInsert) prepare(conn *sql.Conn) error {
+	for n := range i.args {
+		i.args[n].Ordinal = n + 1
+	}
+	err := conn.Raw(func(dc any) (err error) {
+		i.stmt, err = dc.(driver.Conn).Prepare(`INSERT INTO results (seq, event_id, correlation_id, workflow_id, workflow_run_id, status, accepted_at, timestamp, size, digest, traceparent, tracestate, error, result)
+			VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)`)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("prepare the insertion of a row: %w", err)
+	}
+	return nil
+}
+
+// row inserts a row whose values are as the driver has them: int64, string, []byte, nil.
+func (i *rowInsert) row(values ...driver.Value) error {
+	for n, v := range values {
+		i.args[n].Value = v
+	}
+	rows, err := i.stmt.(driver.StmtQueryContext).QueryContext(context.Background(), i.args[:])
+	for n := range i.args {
+		i.args[n].Value = nil // else the payload would be kept
+	}
+	if err != nil {
+		return err
+	}
+	return rows.Close()
+}
+
+func (i *rowInsert) close() error {
+	if i.stmt == nil {
+		return nil
+	}
+	return i.stmt.Close()
 }
 
 // writeState writes the state, unless rows were appended and nothing else
