@@ -31,9 +31,10 @@ $(BIN): $(GOFILES) | need-go
 STATIC  := .cache/static/sidecar
 TRIAL   := .cache/static/with-embedded-broker/sidecar
 $(STATIC): TAGS = ,noembeddedbroker
-$(STATIC) $(TRIAL): $(GOFILES) | need-go
-	CGO_ENABLED=1 go build -trimpath -buildvcs=false -tags sqlite_omit_load_extension,osusergo,netgo,grpcnotrace$(TAGS) \
-		-ldflags "-s -w -X main.buildVersion=$(VERSION) -linkmode external -extldflags -static" -o $@ ./cmd/sidecar
+$(STATIC) $(TRIAL): $(GOFILES) internal/outbox/sqlite_unused.h | need-go
+	CGO_ENABLED=1 CGO_CFLAGS="-O2 -ffunction-sections -fdata-sections -fno-unwind-tables -fno-asynchronous-unwind-tables -include $(CURDIR)/internal/outbox/sqlite_unused.h" \
+		go build -trimpath -buildvcs=false -tags sqlite_omit_load_extension,osusergo,netgo,grpcnotrace$(TAGS) \
+		-ldflags "-s -w -buildid= -X main.buildVersion=$(VERSION) -linkmode external -extldflags '-static -Wl,--gc-sections -Wl,-z,noseparate-code'" -o $@ ./cmd/sidecar
 
 .PHONY: static
 static: $(STATIC) ## Build the static binary for a machine of your own: it goes into the image too

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
@@ -83,7 +82,7 @@ func (c *outboxDrainCmd) Run(e *env) error {
 	})
 }
 
-// isTerminal: a progress bar in a log file is noise.
+// isTerminal: progress in a log file is noise.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -93,7 +92,7 @@ func isTerminal(w io.Writer) bool {
 	return err == nil
 }
 
-// watch draws the progress until nothing is pending, nothing can be published any
+// watch tells the progress until nothing is pending, nothing can be published any
 // more, or ctx ends.
 func (c *outboxDrainCmd) watch(ctx context.Context, e *env, o *outbox.Outbox, p *publisher.Publisher) error {
 	st, err := o.Stats(ctx)
@@ -101,7 +100,7 @@ func (c *outboxDrainCmd) watch(ctx context.Context, e *env, o *outbox.Outbox, p 
 		return err
 	}
 	total := st.PendingRows
-	bar := progressbar.NewOptions64(total, progressbar.OptionSetWriter(e.stderr), progressbar.OptionSetDescription("publishing"), progressbar.OptionShowCount(), progressbar.OptionSetVisibility(isTerminal(e.stderr)), progressbar.OptionThrottle(200*time.Millisecond))
+	progress := isTerminal(e.stderr)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -109,10 +108,13 @@ func (c *outboxDrainCmd) watch(ctx context.Context, e *env, o *outbox.Outbox, p 
 			return err
 		}
 		total = max(total, st.PendingRows)
-		_ = bar.Set64(total - st.PendingRows) // a terminal that is gone ends nothing
+		if progress {
+			done := total - st.PendingRows
+			fmt.Fprintf(e.stderr, "\rpublishing: %d of %d, %d %%", done, total, 100*done/max(total, 1)) // a terminal that is gone ends nothing
+		}
 		if st.PendingRows == 0 && c.ExitWhenEmpty {
-			if isTerminal(e.stderr) {
-				fmt.Fprintln(e.stderr) // below the bar
+			if progress {
+				fmt.Fprintln(e.stderr)
 			}
 			_, err := fmt.Fprintf(e.stderr, "published %d, parked %d\n", total, st.ParkedRows)
 			return err
