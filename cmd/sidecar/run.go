@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -296,6 +297,10 @@ func (c *runCmd) socketOptions(log *slog.Logger, m *metrics.Metrics) ipc.Options
 	return o
 }
 
+// startIsOver is when what a start needs is garbage, Kafka's answers included. An idle
+// process allocates too little to find it: it is collected, and given back.
+const startIsOver = 2 * time.Second
+
 // run runs the parts until the first SIGTERM and a drain after it, or until one
 // fails, and stops them in reverse. What is left is told by number.
 func (s *sidecar) run(term context.Context, signals <-chan os.Signal) error {
@@ -331,6 +336,8 @@ func (s *sidecar) run(term context.Context, signals <-chan os.Signal) error {
 	go s.tellSystemd(store)
 	s.warnOfFewDescriptors()
 	s.log.Info("ready", "socket", s.cmd.Socket, "data_dir", s.cmd.DataDir, "brokers", s.cmd.Brokers, "delivery", s.cmd.Delivery, "outbox_id", s.outbox.ID(), "version", version())
+
+	time.AfterFunc(startIsOver, debug.FreeOSMemory)
 
 	s.waitForEnd(term, hard, kill, signals)
 	stopIntake()
