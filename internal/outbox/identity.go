@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 )
@@ -150,5 +151,10 @@ func (o *Outbox) SetDelivery(ctx context.Context, mode string) error {
 func (o *Outbox) WatermarkPosition() WatermarkPosition {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	for _, p := range slices.Backward(o.unmarked) {
+		if p.Watermark != (WatermarkPosition{}) {
+			return p.Watermark
+		}
+	}
 	return o.state.position
 }

@@ -120,6 +120,30 @@ func (tx *transaction) mark(p Publication) error {
 		p.Through, p.At.UnixMicro(), p.Topic, encodePlacements(p.Placements))
 }
 
+// TakeBack makes pending again, durably, what was published after seq through, where
+// Kafka has undone it. position is where the watermark of what is left lies. It returns
+// how many results are pending again, and how many it could not take back: their
+// payloads are past the history window.
+func (o *Outbox) TakeBack(ctx context.Context, through int64, position WatermarkPosition) (rows, gone int64, err error) {
+	err = o.do(ctx, func(tx *transaction) error {
+		s := &tx.state
+		from := max(through, s.slimSeq, s.prunedSeq)
+		gone = from - through
+		var bytes int64
+		if err := tx.o.conn.QueryRowContext(context.Background(), `SELECT count(*), coalesce(sum(size), 0) FROM results
+			WHERE seq > ? AND seq <= ? AND seq NOT IN (SELECT seq FROM parked)`, from, s.publishedSeq).Scan(&rows, &bytes); err != nil {
+			return fmt.Errorf("count what is taken back: %w", err)
+		}
+		s.pendingRows, s.pendingBytes, s.publishedSeq, s.position = s.pendingRows+rows, s.pendingBytes+bytes, from, position
+		tx.unproven = true
+		return tx.exec(`DELETE FROM publications WHERE through > ?`, from)
+	})
+	if err == nil {
+		o.signalPending()
+	}
+	return rows, gone, err
+}
+
 // Park sets a pending result aside, durably, with the reason. It must be called
 // before a watermark passes the result.
 func (o *Outbox) Park(ctx context.Context, seq int64, reason string) error {

@@ -52,6 +52,7 @@ type transaction struct {
 	appended    []appendedRow           // put into o.recent with the commit, like
 	moved       map[uuid.UUID]recentRow // these
 	forgotten   map[uuid.UUID]int64     // seqs of rows that are deleted; taken out of o.recent with the commit
+	unproven    bool                    // what was proven is so no more beyond state.publishedSeq
 	merged      int64                   // rows up to it are in the indexes from this commit on
 }
 
@@ -255,6 +256,9 @@ func (o *Outbox) commit(do func(*transaction) error) error {
 	tx.settleRecent()
 	o.unmarked = append(o.unmarked[:0], o.unmarked[len(marks):]...)
 	o.unmarkedAt = time.Now()
+	if tx.unproven {
+		o.proven = o.state.publishedSeq
+	}
 	o.mu.Unlock()
 	return nil
 }

@@ -158,3 +158,28 @@ func (l *link) end(ctx context.Context, commit bool) error {
 		}
 	}
 }
+
+// takeBack publishes again what Kafka has undone: the watermark that we were told is
+// committed lies where it was written, and is aborted. A transaction that hung does so
+// when a later one is aborted over the same partitions, before we have ended it. w is
+// the newest watermark that is committed.
+func (l *link) takeBack(ctx context.Context, w newest) error {
+	src, topic := l.p.source, l.topics.watermarks
+	told := src.WatermarkPosition()
+	if told.TopicID != topic.ID || told.Partition != w.partition || told.Offset <= w.offset || src.Proven() <= w.Seq {
+		return nil
+	}
+	there, err := readSpans(ctx, l.p.opts.Client, topic, l.id, map[int32]span{told.Partition: {told.Offset, told.Offset + 1}}, kgo.ReadUncommitted(), l.p.stall())
+	if err != nil || there == nil || there.offset != told.Offset {
+		return err // gone: what it tells of may be there all the same
+	}
+	position := outbox.WatermarkPosition{TopicID: topic.ID, Partition: w.partition, Offset: w.offset}
+	rows, gone, err := src.TakeBack(ctx, w.Seq, position)
+	if err != nil {
+		return err
+	}
+	l.p.log.Error("Kafka has undone a transaction that it had said is committed; its results are published again",
+		"results", rows, "payloads_gone", gone, "after_seq", w.Seq, "topic", topic.Name, "partition", told.Partition, "offset", told.Offset, "outbox_id", l.id,
+		"help", "nothing is to be done, unless payloads_gone is above 0: those are past --history, and who awaits them must ask for them anew; see to it that the topics have three replicas")
+	return nil
+}

@@ -84,6 +84,9 @@ func (l *link) recover(ctx context.Context) error {
 		if err := l.judge(ctx, w.Watermark); err != nil {
 			return err
 		}
+		if err := l.takeBack(ctx, *w); err != nil {
+			return err
+		}
 	}
 	if err := l.p.source.SetDelivery(ctx, string(l.p.opts.Delivery)); err != nil {
 		return err

@@ -44,6 +44,7 @@ type Source interface {
 	Pending() <-chan struct{}
 	Proven() int64
 	MarkPublished(p outbox.Publication)
+	TakeBack(ctx context.Context, through int64, position outbox.WatermarkPosition) (rows, gone int64, err error)
 	Park(ctx context.Context, seq int64, reason string) error
 
 	ID() uuid.UUID

@@ -2,6 +2,7 @@ package publisher
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -197,4 +198,63 @@ func TestReadingThatIsHeldBackSaysByWhat(t *testing.T) {
 	if w, err := readWatermark(t.Context(), opts, st, id, outbox.WatermarkPosition{}, time.Minute); err != nil || w == nil || w.Seq != 7 {
 		t.Errorf("afterwards: %+v %v", w, err)
 	}
+}
+
+// TestWhatKafkaHasUndoneIsPublishedAgain: the watermark that Kafka had said is committed
+// is aborted, and what it told of with it.
+func TestWhatKafkaHasUndoneIsPublishedAgain(t *testing.T) {
+	b := newBench(t, ExactlyOnce)
+	runUntil := func(ids []uuid.UUID) {
+		p := New(b.opts)
+		soft, stop := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- p.Run(soft, t.Context()) }()
+		b.awaitPublished(ids)
+		stop()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := b.add(10)
+	runUntil(first)
+	undone := b.add(5)
+
+	through := b.outbox.Proven() + 5
+	home := b.outbox.WatermarkPosition()
+	mark, err := watermarkRecord(b.opts.Watermarks.Name, home.Partition, b.outbox.ID(), b.outbox.Watermark(through))
+	if err != nil {
+		t.Fatal(err)
+	}
+	earlier := b.fake.Client(t, kgo.TransactionalID(transactionalID("results", b.outbox.ID())), kgo.RecordPartitioner(partitioner{b.opts.Watermarks.Name}))
+	if err := earlier.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := b.outbox.Next(t.Context(), b.outbox.Proven(), 10, 1<<20)
+	if err != nil || len(rows) != 5 {
+		t.Fatal(rows, err)
+	}
+	pub := outbox.Publication{Through: through, At: time.Now(), Topic: "results"}
+	for i := range rows {
+		r := recordOf("results", "/test", &rows[i], time.Now())
+		if err := earlier.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		pub.Placements = append(pub.Placements, outbox.Placement{Seq: rows[i].Seq, Partition: r.Partition, Offset: r.Offset})
+		pub.Bytes += rows[i].Bytes
+	}
+	if err := earlier.ProduceSync(t.Context(), mark).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	if err := earlier.EndTransaction(t.Context(), kgo.TryAbort); err != nil {
+		t.Fatal(err)
+	}
+	pub.Watermark = outbox.WatermarkPosition{TopicID: home.TopicID, Partition: mark.Partition, Offset: mark.Offset}
+	b.outbox.MarkPublished(pub) // as if it had been told so
+
+	more := b.add(3)
+	runUntil(more)
+	b.eachOnce(slices.Concat(first, undone, more))
+	last := b.add(1)
+	runUntil(last) // and not once more
+	b.eachOnce(slices.Concat(first, undone, more, last))
 }
