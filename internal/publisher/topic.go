@@ -28,12 +28,16 @@ func ResultsTopic(name string, partitions int32, replication int16, configs map[
 	return TopicSpec{Name: name, Partitions: partitions, ReplicationFactor: replication, Configs: all}
 }
 
-// WatermarksTopic is the spec of the compacted topic that proves publication.
-// Small segments let it be compacted soon: recovery reads what is left.
+// WatermarksTopic is the spec of the compacted topic that proves publication. A new
+// outbox reads what is left of it, so small segments are compacted soon, and without the
+// markers of transactions, which Kafka keeps for a day unless it is told otherwise.
 func WatermarksTopic(results TopicSpec) TopicSpec {
 	return TopicSpec{
 		Name: results.Name + "-watermarks", Partitions: results.Partitions, ReplicationFactor: results.ReplicationFactor,
-		Configs: map[string]string{"cleanup.policy": "compact", "segment.bytes": strconv.Itoa(16 << 20)},
+		Configs: map[string]string{
+			"cleanup.policy": "compact", "segment.bytes": strconv.Itoa(16 << 20),
+			"max.compaction.lag.ms": "600000", "delete.retention.ms": "60000",
+		},
 	}
 }
 
