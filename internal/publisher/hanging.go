@@ -2,7 +2,6 @@ package publisher
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -34,8 +33,12 @@ type hanging struct {
 // here, the next start does it again.
 func (l *link) settle(ctx context.Context) error {
 	found, err := l.findHanging(ctx)
-	if err != nil || len(found) == 0 {
-		return err
+	if err != nil { // a broker that does not know the request is as good as any
+		l.p.log.Debug("cannot ask for open transactions; where one hangs, the reading of watermarks tells", "error", err)
+		return nil
+	}
+	if len(found) == 0 {
+		return nil
 	}
 	spans := make(map[int32]span)
 	for _, h := range found {
@@ -62,6 +65,8 @@ func (l *link) settle(ctx context.Context) error {
 
 // findHanging asks the leaders of the partitions that may have watermarks of ours.
 func (l *link) findHanging(ctx context.Context) ([]hanging, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
 	topic := l.topics.watermarks
 	partitions := make(kadm.TopicsSet)
 	if hint := l.p.source.WatermarkPosition(); hint.TopicID == topic.ID && hint != (outbox.WatermarkPosition{}) {
@@ -78,10 +83,7 @@ func (l *link) findHanging(ctx context.Context) ([]hanging, error) {
 	}
 	var found []hanging
 	for _, p := range producers.SortedPartitions() {
-		switch {
-		case errors.Is(p.Err, kerr.TopicAuthorizationFailed):
-			return nil, nil // the reading says what is missing
-		case p.Err != nil:
+		if p.Err != nil {
 			return nil, fmt.Errorf("ask for open transactions: partition %d of topic %s: %w", p.Partition, topic.Name, p.Err)
 		}
 		if open, ok := p.ActiveProducers[l.producer.id]; ok && open.CurrentTxnStartOffset >= 0 {

@@ -4,11 +4,13 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -257,4 +259,34 @@ func TestWhatKafkaHasUndoneIsPublishedAgain(t *testing.T) {
 	last := b.add(1)
 	runUntil(last) // and not once more
 	b.eachOnce(slices.Concat(first, undone, more, last))
+}
+
+// TestBrokerThatCannotTellOfOpenTransactions: it is published to all the same.
+func TestBrokerThatCannotTellOfOpenTransactions(t *testing.T) {
+	b := newBench(t, ExactlyOnce)
+	var asked atomic.Int32
+	b.fake.ControlKey(int16(kmsg.DescribeProducers), func(kreq kmsg.Request) (kmsg.Response, error, bool) {
+		b.fake.KeepControl()
+		asked.Add(1)
+		req := kreq.(*kmsg.DescribeProducersRequest)
+		resp := req.ResponseKind().(*kmsg.DescribeProducersResponse)
+		for _, t := range req.Topics {
+			topic := kmsg.NewDescribeProducersResponseTopic()
+			topic.Topic = t.Topic
+			for _, p := range t.Partitions {
+				partition := kmsg.NewDescribeProducersResponseTopicPartition()
+				partition.Partition, partition.ErrorCode = p, kerr.UnsupportedVersion.Code
+				topic.Partitions = append(topic.Partitions, partition)
+			}
+			resp.Topics = append(resp.Topics, topic)
+		}
+		return resp, nil, true
+	})
+	ids := b.add(10)
+	b.run()
+	b.awaitPublished(ids)
+	b.eachOnce(ids)
+	if asked.Load() == 0 {
+		t.Error("it was not asked")
+	}
 }
