@@ -32,6 +32,8 @@ type hanging struct {
 // returns only once no transaction of ours is open for its coordinator. If we crash in
 // here, the next start does it again.
 func (l *link) settle(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	defer cancel()
 	found, err := l.findHanging(ctx)
 	if err != nil { // a broker that does not know the request is as good as any
 		l.p.log.Debug("cannot ask for open transactions; where one hangs, the reading of watermarks tells", "error", err)
