@@ -150,16 +150,42 @@ func (tx *transaction) remember(r *result.Result, seq, size int64) {
 	}
 }
 
+// announce makes the new rows known to readers, right before the commit: they look for
+// the row itself and do not see it any earlier, and whoever sees it finds it by its ID.
+func (tx *transaction) announce() {
+	tx.announced = true
+	tx.o.mu.Lock()
+	defer tx.o.mu.Unlock()
+	for i := range tx.appended {
+		a := &tx.appended[i]
+		a.before = tx.o.recent[a.result.EventID]
+		tx.o.recent[a.result.EventID] = recentRow{seq: a.seq, correlation: a.result.CorrelationID}
+	}
+}
+
+// withdraw undoes announce.
+func (tx *transaction) withdraw() {
+	if !tx.announced {
+		return
+	}
+	tx.o.mu.Lock()
+	defer tx.o.mu.Unlock()
+	for _, a := range slices.Backward(tx.appended) {
+		if a.before.seq == 0 {
+			delete(tx.o.recent, a.result.EventID)
+		} else {
+			tx.o.recent[a.result.EventID] = a.before
+		}
+	}
+}
+
 // settleRecent takes over what a commit changed; o.mu is held.
 func (tx *transaction) settleRecent() {
 	o := tx.o
 	for id, seq := range tx.forgotten {
-		if o.recent[id].seq == seq {
+		if o.recent[id].seq == seq { // else the same ID came in again
 			delete(o.recent, id)
 		}
-	}
-	for _, a := range tx.appended {
-		o.recent[a.result.EventID] = recentRow{seq: a.seq, correlation: a.result.CorrelationID}
 	}
 	maps.Copy(o.recent, tx.moved)
 	if tx.merged > 0 {

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"os"
 	"testing"
@@ -225,5 +226,38 @@ func TestBatchIsLookedUpAtOnce(t *testing.T) {
 	}
 	if last := h.lastSeq(); last != held+21 {
 		t.Errorf("%d seqs were given, want %d", last, held+21)
+	}
+}
+
+// TestWhoSeesARowFindsItByItsID: at no moment of a commit is a row listed and not found.
+func TestWhoSeesARowFindsItByItsID(t *testing.T) {
+	h := open(t, t.TempDir())
+	all, done := results(t, 3000, `{}`), make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range all {
+			if _, err := h.Append(context.Background(), all[i:i+1]); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	defer func() { <-done }()
+	for more := true; more; {
+		select {
+		case <-done:
+			more = false
+		default:
+		}
+		var id uuid.UUID
+		err := h.readers.QueryRowContext(t.Context(), `SELECT event_id FROM results ORDER BY seq DESC LIMIT 1`).Scan(&id)
+		if errors.Is(err, sql.ErrNoRows) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.Get(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -49,8 +49,9 @@ type transaction struct {
 	known       map[uuid.UUID]int64     // seqs by event ID: those of the batch that were found, and of the rows appended
 	allLookedUp bool                    // the batch's other event IDs are not held
 	rearranges  bool                    // it may do more with pending rows than append them
-	appended    []appendedRow           // put into o.recent with the commit, like
-	moved       map[uuid.UUID]recentRow // these
+	appended    []appendedRow           // put into o.recent right before the commit; taken out again on a rollback
+	announced   bool                    // they are in there
+	moved       map[uuid.UUID]recentRow // put into o.recent with the commit
 	forgotten   map[uuid.UUID]int64     // seqs of rows that are deleted; taken out of o.recent with the commit
 	unproven    bool                    // what was proven is so no more beyond state.publishedSeq
 	merged      int64                   // rows up to it are in the indexes from this commit on
@@ -61,6 +62,7 @@ type appendedRow struct {
 	result *result.Result // the caller's
 	seq    int64
 	size   int64
+	before recentRow // what stood in o.recent: a row that the transaction pruned, or nothing (seq 0)
 }
 
 // lead lets a caller who finds nobody writing commit what is queued itself, its
@@ -278,6 +280,7 @@ func (o *Outbox) transact(tx *transaction, do func(*transaction) error, marks []
 	if err := tx.writeState(); err != nil {
 		return err
 	}
+	tx.announce()
 	if err := tx.exec(`COMMIT`); err != nil {
 		return err
 	}
@@ -289,6 +292,7 @@ func (o *Outbox) transact(tx *transaction, do func(*transaction) error, marks []
 // let later rows ride on an unknown one, so that ends the process.
 func (tx *transaction) rollback(cause error) error {
 	o := tx.o
+	tx.withdraw()
 	_, err := o.conn.ExecContext(context.Background(), `ROLLBACK`)
 	if inTransaction(o.conn) {
 		fatal := fmt.Errorf("%w: cannot roll back: %w (after %w)", ErrBroken, err, cause)
