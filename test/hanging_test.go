@@ -6,11 +6,13 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -67,6 +69,9 @@ func TestHangingTransaction(t *testing.T) {
 				}
 				extra := uuid.New()
 				home := l.markPartition(broker)
+				if c.beyond { // so the coordinator does not say that the last one is committed
+					abortOne(t, broker, l.topic+"-"+s.Outbox.ID, l.topic)
+				}
 				hang(t, broker, l.topic+"-"+s.Outbox.ID, &kgo.Record{Topic: l.topic, Key: []byte("k"), Value: []byte("{}"), Headers: []kgo.RecordHeader{{Key: "ce_id", Value: []byte(extra.String())}}},
 					&kgo.Record{Topic: l.topic + "-watermarks", Partition: home, Key: []byte(s.Outbox.ID), Value: l.watermark(through)})
 
@@ -93,6 +98,153 @@ func TestHangingTransaction(t *testing.T) {
 	}
 }
 
+// TestHangingTransactionOfWhichNobodyHeard: the coordinator has committed it, the results
+// are visible, and only the watermarks' partition has no marker.
+func TestHangingTransactionOfWhichNobodyHeard(t *testing.T) {
+	broker := testkit.StartKafka(t, testkit.WithProperties("transaction.partition.verification.enable=false"))
+	l, acked, pending := lineWithPending(t, broker.Addr())
+	cl := broker.Client(t, kgo.TransactionalID(l.transactionalID()))
+	if err := cl.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.ProduceSync(t.Context(), l.recordsOf(pending)...).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+		t.Fatal(err)
+	}
+	hang(t, broker, l.transactionalID(), &kgo.Record{Topic: l.topic + "-watermarks", Partition: l.markPartition(broker), Key: []byte(l.outboxID), Value: l.watermark(60)})
+	p := l.start()
+	l.drained()
+	acked = slices.Concat(acked, pending, l.post(20))
+	l.drained()
+	l.stop(p)
+	if !strings.Contains(p.Output(), "ended=committed") {
+		t.Error("it was not committed")
+	}
+	l.visibleOnce(broker, acked)
+}
+
+// TestKilledWhileATransactionIsEnded: what Kafka had said is committed hangs, and the
+// process dies in the middle of committing it; the next InitProducerId aborts it all.
+func TestKilledWhileATransactionIsEnded(t *testing.T) {
+	broker := testkit.StartKafka(t, testkit.WithProxy(), testkit.WithProperties("transaction.partition.verification.enable=false"))
+	l, acked, pending := lineWithPending(t, broker.Proxy().Addr())
+	home := l.markPartition(broker)
+	offset := hang(t, broker, l.transactionalID(), append(l.recordsOf(pending),
+		&kgo.Record{Topic: l.topic + "-watermarks", Partition: home, Key: []byte(l.outboxID), Value: l.watermark(60)})...)
+	topics, err := kadm.NewClient(broker.Client(t)).ListTopics(t.Context(), l.topic+"-watermarks")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.withOutbox(func(o *outbox.Outbox) {
+		o.MarkPublished(outbox.Publication{Through: 60, At: time.Now(), Topic: l.topic,
+			Watermark: outbox.WatermarkPosition{TopicID: topics[l.topic+"-watermarks"].ID, Partition: home, Offset: offset}})
+	})
+
+	dying := make(chan struct{})
+	ending := sync.OnceFunc(func() { close(dying) })
+	broker.Proxy().Set(func(f testkit.Frame) testkit.Verdict {
+		if f.Key == endTxn && !f.Answer {
+			ending()
+			return testkit.Swallow
+		}
+		return testkit.Pass
+	})
+	p := l.start()
+	<-dying
+	p.Kill(t)
+	broker.Proxy().Set(nil)
+	p = l.start()
+	l.drained()
+	acked = slices.Concat(acked, pending, l.post(20))
+	l.drained()
+	l.stop(p)
+	if !strings.Contains(p.Output(), "has undone a transaction") {
+		t.Error("it does not tell that Kafka has undone a transaction")
+	}
+	l.visibleOnce(broker, acked)
+}
+
+// hangingLine is a line whose outbox's ID is known.
+type hangingLine struct {
+	*line
+	outboxID string
+}
+
+func (l *hangingLine) transactionalID() string { return l.topic + "-" + l.outboxID }
+
+// lineWithPending is a line with 50 published and 10 pending results, its sidecar dead.
+func lineWithPending(t *testing.T, addr string) (l *hangingLine, published, pending []testkit.Acked) {
+	t.Helper()
+	l = &hangingLine{line: newLine(t, addr)}
+	p := l.start()
+	published = l.post(50)
+	l.outboxID = l.drained().Outbox.ID
+	l.stop(p)
+	l.broker = nowhere
+	p = l.start()
+	pending = l.post(10)
+	p.Kill(t)
+	l.broker = addr
+	return l, published, pending
+}
+
+// recordsOf are records that stand for results.
+func (l *hangingLine) recordsOf(results []testkit.Acked) (records []*kgo.Record) {
+	for _, a := range results {
+		records = append(records, &kgo.Record{Topic: l.topic, Key: []byte(a.CorrelationID.String()), Value: []byte("{}"), Headers: []kgo.RecordHeader{{Key: "ce_id", Value: []byte(a.EventID.String())}}})
+	}
+	return records
+}
+
+// visibleOnce expects that a read_committed reader sees each result once.
+func (l *hangingLine) visibleOnce(broker *testkit.Kafka, results []testkit.Acked) {
+	l.t.Helper()
+	times := make(map[string]int)
+	for _, r := range testkit.Consume(l.t, broker.Addr(), l.topic) {
+		times[testkit.Header(r, "ce_id")]++
+	}
+	for _, a := range results {
+		if n := times[a.EventID.String()]; n != 1 {
+			l.t.Errorf("result %s is visible %d times", a.EventID, n)
+		}
+	}
+}
+
+// withOutbox opens the outbox for as long as f takes, and until what it has marked is
+// on disk. The sidecar must have ended.
+func (l *line) withOutbox(f func(o *outbox.Outbox)) {
+	l.t.Helper()
+	opts := outbox.DefaultOptions()
+	opts.Dir, opts.KeepAll, opts.Log, opts.Metrics = l.data, true, slog.New(slog.DiscardHandler), metrics.New(prometheus.NewRegistry())
+	o, err := outbox.Open(l.t.Context(), opts)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	f(o)
+	ctx, stop := context.WithCancel(l.t.Context())
+	stop() // it commits what is marked, and ends
+	if err := errors.Join(o.Run(ctx), o.Close()); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// abortOne begins a transaction as the producer of a transactional ID, and aborts it.
+func abortOne(t *testing.T, broker *testkit.Kafka, txnID, topic string) {
+	t.Helper()
+	cl := broker.Client(t, kgo.TransactionalID(txnID))
+	if err := cl.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Value: []byte("{}")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.EndTransaction(t.Context(), kgo.TryAbort); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // markPartition is where the watermarks of the line's only outbox lie.
 func (l *line) markPartition(broker *testkit.Kafka) int32 {
 	l.t.Helper()
@@ -103,16 +255,8 @@ func (l *line) markPartition(broker *testkit.Kafka) int32 {
 // sidecar must have ended.
 func (l *line) watermark(seq int64) []byte {
 	l.t.Helper()
-	opts := outbox.DefaultOptions()
-	opts.Dir, opts.KeepAll, opts.Log, opts.Metrics = l.data, true, slog.New(slog.DiscardHandler), metrics.New(prometheus.NewRegistry())
-	o, err := outbox.Open(l.t.Context(), opts)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	w := o.Watermark(seq)
-	if err := o.Close(); err != nil {
-		l.t.Fatal(err)
-	}
+	var w outbox.Watermark
+	l.withOutbox(func(o *outbox.Outbox) { w = o.Watermark(seq) })
 	value, err := json.Marshal(map[string]any{"seq": w.Seq, "generation": w.Generation, "parkings": w.Parkings, "owner": w.Owner})
 	if err != nil {
 		l.t.Fatal(err)
@@ -121,8 +265,9 @@ func (l *line) watermark(seq int64) []byte {
 }
 
 // hang appends records as the producer of a transactional ID, in a transaction that no
-// coordinator is told of. The broker must not verify (KIP-890).
-func hang(t *testing.T, broker *testkit.Kafka, txnID string, records ...*kgo.Record) {
+// coordinator is told of, and returns the offset of the last. The broker must not verify
+// (KIP-890).
+func hang(t *testing.T, broker *testkit.Kafka, txnID string, records ...*kgo.Record) (offset int64) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -151,15 +296,18 @@ func hang(t *testing.T, broker *testkit.Kafka, txnID string, records ...*kgo.Rec
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := kerr.ErrorForCode(answer.(*kmsg.ProduceResponse).Topics[0].Partitions[0].ErrorCode); err != nil {
+		appended := answer.(*kmsg.ProduceResponse).Topics[0].Partitions[0]
+		if err := kerr.ErrorForCode(appended.ErrorCode); err != nil {
 			t.Fatal(err)
 		}
+		offset = appended.BaseOffset
 	}
 	stable, err := adm.ListCommittedOffsets(ctx, records[0].Topic)
 	ends, errEnds := adm.ListEndOffsets(ctx, records[0].Topic)
 	if err != nil || errEnds != nil || fmt.Sprint(stable) == fmt.Sprint(ends) {
 		t.Fatalf("nothing hangs: %v %v %v %v", stable, ends, err, errEnds)
 	}
+	return offset
 }
 
 // nextOf is what the partition of a record expects of a producer next.

@@ -110,7 +110,7 @@ func (c *outboxDrainCmd) watch(ctx context.Context, e *env, o *outbox.Outbox, p 
 		total = max(total, st.PendingRows)
 		if progress {
 			done := total - st.PendingRows
-			fmt.Fprintf(e.stderr, "\rpublishing: %d of %d, %d %%", done, total, 100*done/max(total, 1)) // a terminal that is gone ends nothing
+			fmt.Fprintf(e.stderr, "\rpublishing: %d of %d, %d %%\x1b[K", done, total, 100*done/max(total, 1)) // a terminal that is gone ends nothing
 		}
 		if st.PendingRows == 0 && c.ExitWhenEmpty {
 			if progress {

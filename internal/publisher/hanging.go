@@ -1,8 +1,11 @@
 package publisher
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -26,21 +29,59 @@ type hanging struct {
 	part int32
 }
 
+// ending is what the coordinator says of the last transaction of ours.
+type ending int
+
+const (
+	unknown   ending = iota
+	committed        // or about to be: nothing can change it
+	aborted          // or open still, and InitProducerId aborts it
+)
+
+// lookBack asks the coordinator how the last transaction of ours ended. It must be
+// called before InitProducerId, which makes the coordinator forget it: then what was
+// heard before that holds, if it was this process that asked.
+func (l *link) lookBack(ctx context.Context) error {
+	id := transactionalID(l.p.opts.Topic.Name, l.id)
+	txns, err := kadm.NewClient(l.cl).DescribeTransactions(ctx, id)
+	txn := txns[id]
+	if err == nil {
+		err = txn.Err
+	}
+	switch {
+	case errors.Is(err, kerr.TransactionalIDNotFound), errors.Is(err, kerr.TransactionalIDAuthorizationFailed), isUnsupported(err):
+		return nil // it is the first start; or fence says what is missing; or our own numbers must do
+	case err != nil:
+		return fmt.Errorf("ask how the last transaction ended: %w", err)
+	}
+	switch txn.State {
+	case "Empty", "Dead": // InitProducerId came after it
+	case "PrepareCommit", "CompleteCommit":
+		l.p.last = committed
+	default:
+		l.p.last = aborted
+	}
+	return nil
+}
+
+// isUnsupported: the broker does not know a request. The client's own error for what it
+// knows beforehand has no name outside of it.
+func isUnsupported(err error) bool {
+	return errors.Is(err, kerr.UnsupportedVersion) || err != nil && strings.Contains(err.Error(), "broker is too old")
+}
+
 // settle ends the transaction of this outbox that hangs, if there is one, in the way
-// that loses nothing: committed where we were told that it is, else aborted, and then
-// what was in it is published again. It must be called after InitProducerId, which
-// returns only once no transaction of ours is open for its coordinator. If we crash in
-// here, the next start does it again.
+// that loses nothing and repeats nothing: committed where the coordinator has said so,
+// to lookBack or in its time to who published it, else aborted, and then what was in it
+// is published again. It must be called after InitProducerId, which returns only once
+// no transaction of ours is open for its coordinator. If we crash in here, the next
+// InitProducerId aborts it: see takeBack.
 func (l *link) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
 	defer cancel()
 	found, err := l.findHanging(ctx)
-	if err != nil { // a broker that does not know the request is as good as any
-		l.p.log.Debug("cannot ask for open transactions; where one hangs, the reading of watermarks tells", "error", err)
-		return nil
-	}
-	if len(found) == 0 {
-		return nil
+	if err != nil || len(found) == 0 {
+		return err
 	}
 	spans := make(map[int32]span)
 	for _, h := range found {
@@ -50,8 +91,10 @@ func (l *link) settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// What we do not know the rows of we could not publish again.
-	commit := w != nil && (w.Seq <= l.p.source.Proven() || !l.p.source.Judges(w.Watermark))
+	// Where an abort came over some of its partitions, the others must follow. What we do
+	// not know the rows of we could not publish again.
+	told := l.p.last == committed || l.p.last == unknown && w != nil && w.Seq <= l.p.source.Proven()
+	commit := w != nil && (told || !l.p.source.Judges(w.Watermark))
 	if err := l.end(ctx, commit); err != nil {
 		return fmt.Errorf("end a transaction that Kafka has left open: %w", err)
 	}
@@ -80,14 +123,17 @@ func (l *link) findHanging(ctx context.Context) ([]hanging, error) {
 	}
 	adm := kadm.NewClient(l.cl)
 	producers, err := adm.DescribeProducers(ctx, partitions)
+	for _, p := range producers.SortedPartitions() {
+		err = cmp.Or(err, p.Err)
+	}
+	if isUnauthorised(err) || isUnsupported(err) {
+		return nil, nil // the reading of the watermarks says what is missing, or what hangs
+	}
 	if err != nil {
-		return nil, fmt.Errorf("ask for open transactions: %w", err)
+		return nil, fmt.Errorf("ask for open transactions of topic %s: %w", topic.Name, err)
 	}
 	var found []hanging
 	for _, p := range producers.SortedPartitions() {
-		if p.Err != nil {
-			return nil, fmt.Errorf("ask for open transactions: partition %d of topic %s: %w", p.Partition, topic.Name, p.Err)
-		}
 		if open, ok := p.ActiveProducers[l.producer.id]; ok && open.CurrentTxnStartOffset >= 0 {
 			found = append(found, hanging{part: p.Partition, at: span{from: open.CurrentTxnStartOffset}})
 		}
@@ -177,6 +223,9 @@ func (l *link) takeBack(ctx context.Context, w newest) error {
 	if err != nil || there == nil || there.offset != told.Offset {
 		return err // gone: what it tells of may be there all the same
 	}
+	if err := l.end(ctx, false); err != nil { // what is left of it, in other partitions
+		return fmt.Errorf("end what is left of a transaction that Kafka has undone: %w", err)
+	}
 	position := outbox.WatermarkPosition{TopicID: topic.ID, Partition: w.partition, Offset: w.offset}
 	rows, gone, err := src.TakeBack(ctx, w.Seq, position)
 	if err != nil {
@@ -185,5 +234,5 @@ func (l *link) takeBack(ctx context.Context, w newest) error {
 	l.p.log.Error("Kafka has undone a transaction that it had said is committed; its results are published again",
 		"results", rows, "payloads_gone", gone, "after_seq", w.Seq, "topic", topic.Name, "partition", told.Partition, "offset", told.Offset, "outbox_id", l.id,
 		"help", "nothing is to be done, unless payloads_gone is above 0: those are past --history, and who awaits them must ask for them anew; see to it that the topics have three replicas")
-	return nil
+	return fmt.Errorf("%w: a transaction was undone", errAgain)
 }

@@ -65,6 +65,9 @@ func (l *link) recover(ctx context.Context) error {
 		return l.p.source.SetDelivery(ctx, string(l.p.opts.Delivery))
 	}
 	l.id = l.p.source.ID()
+	if err := l.lookBack(ctx); err != nil {
+		return err
+	}
 	if err := l.fence(ctx); err != nil {
 		return err
 	}

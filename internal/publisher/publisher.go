@@ -106,8 +106,9 @@ type Publisher struct {
 	trouble trouble
 	parked  parkings
 
-	claimed bool // by Run alone: a watermark with our owner is proven
-	missed  bool // by Run alone: it was told that our watermarks are gone
+	claimed bool   // by Run alone: a watermark with our owner is proven
+	missed  bool   // by Run alone: it was told that our watermarks are gone
+	last    ending // by Run alone: of the transaction before the newest InitProducerId
 	bounds  bounds
 	acked   map[int64]outbox.Placement // by Run alone: what Kafka has beyond the proven number (at-least-once)
 	ahead   *readAhead                 // by Run alone: nil but within a backlog
